@@ -1,0 +1,1 @@
+"""Celery, its queues and schedule, Flower and logging."""

@@ -1,0 +1,49 @@
+"""What the commands share: consoles, JSON, and how an error is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+
+from sender.errors import InvalidInputError, SenderError
+
+console = Console()
+error_console = Console(stderr=True)
+
+
+def report_error(error: SenderError) -> None:
+    """One line on standard error; a line a fault when there are several."""
+    if isinstance(error, InvalidInputError) and len(error.faults) > 1:
+        error_console.print(f"error: {error.what}:", style="red", markup=False, highlight=False, soft_wrap=True)
+        for fault in error.faults:
+            error_console.print(f"  - {fault}", markup=False, highlight=False, soft_wrap=True)
+        return
+    error_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(jsonable(value), ensure_ascii=False))
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, times and the like as JSON has them; times as ISO 8601 with zone and microseconds."""
+    match value:
+        case datetime():
+            return value.isoformat(timespec="microseconds")
+        case date() | UUID():
+            return str(value)
+        case Mapping():
+            return {str(key): jsonable(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [jsonable(item) for item in value]
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case _:
+            return value

@@ -1,0 +1,1 @@
+"""Pure rules: tables and functions. No await, SQL, Redis, environment, logging, clock or randomness of their own."""

@@ -1,0 +1,107 @@
+"""The state machines, as data. Anything that is not in these maps is invalid.
+
+docs/architecture.md draws them from here.
+
+Every write of a state is a compare-and-set on the states that the map allows as its source: zero rows changed is a
+normal answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class CampaignState(StrEnum):
+    """The life of a campaign."""
+
+    DRAFT = "draft"  # written, not released
+    SCHEDULED = "scheduled"  # released; tick starts it when it is due
+    RUNNING = "running"  # being cut and sent
+    PAUSED = "paused"  # by a person or by the system; resumes where it stopped
+    COMPLETED = "completed"  # every device of the audience has its final outcome
+    CANCELLED = "cancelled"  # by a person; what was not sent is recorded as cancelled
+    FAILED = "failed"  # the message itself is wrong, or we have a bug: nothing more is sent
+    MISSED = "missed"  # due so long ago that sending it now would be wrong
+
+
+CAMPAIGN_MOVES: Mapping[CampaignState, frozenset[CampaignState]] = {
+    CampaignState.DRAFT: frozenset({CampaignState.SCHEDULED, CampaignState.CANCELLED}),
+    CampaignState.SCHEDULED: frozenset({CampaignState.RUNNING, CampaignState.MISSED, CampaignState.CANCELLED}),
+    CampaignState.RUNNING: frozenset(
+        {CampaignState.PAUSED, CampaignState.COMPLETED, CampaignState.CANCELLED, CampaignState.FAILED}
+    ),
+    CampaignState.PAUSED: frozenset({CampaignState.RUNNING, CampaignState.CANCELLED, CampaignState.FAILED}),
+    CampaignState.COMPLETED: frozenset(),
+    CampaignState.CANCELLED: frozenset(),
+    CampaignState.FAILED: frozenset(),
+    CampaignState.MISSED: frozenset(),
+}
+
+
+class DeviceState(StrEnum):
+    """Whether a device may be pushed to, and if not, why."""
+
+    ACTIVE = "active"  # pushable
+    BLOCKLISTED = "blocklisted"  # APNs said TooManyRequests: not before blocklisted_until
+    QUARANTINED = "quarantined"  # BadDeviceToken or DeviceTokenNotForTopic: the token or our configuration is wrong
+    INVALID = "invalid"  # APNs said that the token is gone, or the app unregistered it
+    OPTED_OUT = "opted_out"  # the user asked for no pushes
+
+
+DEVICE_MOVES: Mapping[DeviceState, frozenset[DeviceState]] = {
+    DeviceState.ACTIVE: frozenset(
+        {DeviceState.BLOCKLISTED, DeviceState.QUARANTINED, DeviceState.INVALID, DeviceState.OPTED_OUT}
+    ),
+    DeviceState.BLOCKLISTED: frozenset(
+        {DeviceState.ACTIVE, DeviceState.QUARANTINED, DeviceState.INVALID, DeviceState.OPTED_OUT}
+    ),
+    DeviceState.QUARANTINED: frozenset({DeviceState.ACTIVE, DeviceState.INVALID, DeviceState.OPTED_OUT}),
+    DeviceState.INVALID: frozenset({DeviceState.ACTIVE, DeviceState.OPTED_OUT}),  # registering again revives
+    DeviceState.OPTED_OUT: frozenset({DeviceState.ACTIVE, DeviceState.INVALID}),
+}
+
+
+class BatchState(StrEnum):
+    """The life of a batch of devices of one campaign."""
+
+    OPEN = "open"  # waits for a worker
+    CLAIMED = "claimed"  # a worker holds it under (owner, epoch) until its lease ends
+    DONE = "done"  # every device of it is final or waits in the retries
+
+
+BATCH_MOVES: Mapping[BatchState, frozenset[BatchState]] = {
+    BatchState.OPEN: frozenset({BatchState.CLAIMED, BatchState.DONE}),  # done without a claim: cancelled
+    BatchState.CLAIMED: frozenset({BatchState.OPEN, BatchState.DONE}),  # open again: released or reclaimed
+    BatchState.DONE: frozenset(),
+}
+
+
+class Outcome(StrEnum):
+    """The final state of one delivery: every device of an audience ends in exactly one of these."""
+
+    SENT = "sent"  # APNs accepted it
+    REJECTED = "rejected"  # APNs refused it, for a reason that a retry does not mend
+    SKIPPED = "skipped"  # could no longer be reached when its turn came (moved, opted out, invalidated meanwhile)
+    EXPIRED = "expired"  # its expiration came before it could be delivered
+    UNKNOWN = "unknown"  # no answer; it may have arrived
+    CANCELLED = "cancelled"  # the campaign was cancelled first
+    FAILED = "failed"  # our own error, or the campaign failed first
+
+
+class AppState(StrEnum):
+    """Whether an app's campaigns may send."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"  # by a person, or by a configuration error that APNs named
+
+
+APP_MOVES: Mapping[AppState, frozenset[AppState]] = {
+    AppState.ACTIVE: frozenset({AppState.PAUSED}),
+    AppState.PAUSED: frozenset({AppState.ACTIVE}),
+}
+
+
+def sources(moves: Mapping[CampaignState, frozenset[CampaignState]], target: CampaignState) -> frozenset[CampaignState]:
+    """The states from which `target` can be reached in one move: the left side of the compare-and-set."""
+    return frozenset(state for state, targets in moves.items() if target in targets)

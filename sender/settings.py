@@ -1,0 +1,139 @@
+"""SENDER_* settings: read once, validated at start, passed in. Nothing else reads the environment for configuration.
+
+(Passphrases of certificates are the one exception: a credential names an environment variable, and
+`sender.apns.credentials` reads that variable when it loads the credential.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sender.errors import ConfigurationError
+
+#: Written by `sender up` into the data directory while it runs: {"pid", "database_url", "broker_url", ...}, mode 0600.
+SERVERS_FILE = "servers.json"
+
+
+class Settings(BaseSettings):
+    """Every setting, by its environment variable: `rate` is SENDER_RATE. URLs are secret: they may hold passwords."""
+
+    model_config = SettingsConfigDict(env_prefix="SENDER_", frozen=True, extra="ignore")
+
+    # Servers
+    database_url: SecretStr | None = None  # postgresql://user:password@host:5432/name
+    database_schema: str = Field("sender", pattern=r"^[a-z_][a-z0-9_]{0,62}$")
+    database_pool_size: int = Field(8, ge=1, le=100)  # connections per process
+    broker_url: SecretStr | None = None  # redis://:password@host:6379/0
+    broker_key_prefix: str = ""  # put before every Redis key, to share a database
+    queue_prefix: str = Field("sender", pattern=r"^[A-Za-z0-9_.-]+$")
+    data_dir: Path = Path(".sender")  # state of the embedded servers, and where `sender up` says where they are
+
+    # Pace, in pushes per second
+    default_rate: float = Field(1000.0, gt=0)  # of a campaign that names none
+    rate: float | None = Field(None, gt=0)  # of the whole installation; None: unlimited
+    batch_size: int = Field(500, ge=1, le=5000)  # devices per Celery task
+
+    # Campaigns
+    expires_in: float = Field(30 * 86_400, ge=0)  # seconds from a campaign's start
+    start_grace: float = Field(3600, ge=0)  # seconds by which a scheduled start may be late and still happen
+
+    # APNs
+    apns_production_url: str = "https://api.push.apple.com:443"
+    apns_sandbox_url: str = "https://api.sandbox.push.apple.com:443"
+    apns_ca_file: Path | None = None  # trust only this CA, for simulators and inspecting proxies
+    apns_proxy_url: SecretStr | None = None  # http://user:password@host:3128 (HTTP CONNECT)
+    apns_protocol: Literal["ngh2", "stock"] = "ngh2"  # stock: aioapns's own HTTP/2 protocol, for comparison
+    apns_connections: int = Field(4, ge=1, le=100)  # at most, per credential and environment and process
+    apns_timeout: float = Field(30.0, gt=0)  # seconds that one push may wait for its answer
+    apns_connect_timeout: float = Field(10.0, gt=0)  # seconds for connect, proxy and TLS handshake together
+
+    # Workers
+    worker_threads: int = Field(4, ge=1, le=64)  # batches in flight in one campaign worker
+    lease: float = Field(30.0, ge=2)  # seconds that a claim lives without a heartbeat
+    stop_timeout: float = Field(20.0, gt=0)  # seconds that a stopping worker waits for answers
+    backoff_scale: float = Field(1.0, gt=0, le=1)  # multiplies every back-off: rehearsals do not wait for hours
+
+    # Flower
+    flower_user: str = "sender"
+    flower_password: SecretStr | None = None
+    flower_port: int = Field(5555, ge=0, le=65535)
+    flower_address: str = "127.0.0.1"
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("apns_production_url", "apns_sandbox_url")
+    @classmethod
+    def _https_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "https" or not parts.hostname:
+            raise ValueError("must be an https:// URL with a host, such as https://api.push.apple.com:443")
+        return value
+
+    @field_validator("database_url", "broker_url", "rate", "apns_ca_file", "apns_proxy_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    def require_database_url(self) -> str:
+        """The database's URL, or a `ConfigurationError` that names both remedies."""
+        return _required(self.database_url, "SENDER_DATABASE_URL", self.data_dir)
+
+    def require_broker_url(self) -> str:
+        """The broker's URL, or a `ConfigurationError` that names both remedies."""
+        return _required(self.broker_url, "SENDER_BROKER_URL", self.data_dir)
+
+    def queue(self, role: str) -> str:
+        """The name of the queue of a role: control, campaign or priority."""
+        return f"{self.queue_prefix}.{role}"
+
+
+def _required(value: SecretStr | None, name: str, data_dir: Path) -> str:
+    if value is None:
+        raise ConfigurationError(
+            f"{name} is not set and no running `sender up` was found in {data_dir}: set {name}, "
+            "or run `sender up` in this directory (or set SENDER_DATA_DIR to that of a running one)"
+        )
+    return value.get_secret_value()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings: arguments first, then the environment, then the servers of a running `sender up`.
+
+    Raises `ConfigurationError`, with every fault in it.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"SENDER_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_context=False, include_url=False)
+        )
+        raise ConfigurationError(f"settings: {faults}") from None
+    running = running_servers(settings.data_dir)
+    found = {
+        name: SecretStr(running[name])
+        for name in ("database_url", "broker_url")
+        if getattr(settings, name) is None and running.get(name)
+    }
+    return settings.model_copy(update=found) if found else settings
+
+
+def running_servers(data_dir: Path) -> dict[str, Any]:
+    """What a live `sender up` wrote into its data directory; empty when there is none."""
+    try:
+        written: dict[str, Any] = json.loads((data_dir / SERVERS_FILE).read_text())
+        os.kill(int(written["pid"]), 0)
+    except PermissionError:
+        return written if "written" in locals() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return written

@@ -1,0 +1,1 @@
+"""The only room that speaks SQL. What leaves it are frozen values, never rows of an ORM."""

@@ -1,0 +1,198 @@
+"""Connections and transactions. Everything runs on psycopg 3; SQLAlchemy only writes the dynamic statements.
+
+SQL in this room names its tables as `{s}.devices`; `{s}` becomes the quoted schema when the statement runs. No session
+state is used (no SET, no session locks, no server-side prepared statements by name), so that PgBouncer in transaction
+mode works.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import sql
+from psycopg.rows import TupleRow, dict_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+from sender.errors import ConfigurationError, DatabaseUnavailableError
+
+_DIALECT = PGDialect_psycopg()
+#: Errors after which the same transaction can simply be run again.
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+Params = Mapping[str, Any] | Sequence[Any] | None
+
+
+class Transaction:
+    """One open transaction. Statements are text with `{s}` for the schema, or SQLAlchemy statements on our tables."""
+
+    def __init__(self, connection: psycopg.Connection[Any], schema: str) -> None:
+        self.connection = connection
+        self.schema = schema
+
+    def execute(self, statement: str | sa.Executable, params: Params = None) -> psycopg.Cursor[TupleRow]:
+        """Run a statement and return its cursor, which yields tuples."""
+        text, values = self._render(statement, params)
+        return self.connection.execute(text, values)
+
+    def rows(self, statement: str | sa.Executable, params: Params = None) -> list[dict[str, Any]]:
+        """Run a statement and return its rows as dictionaries."""
+        text, values = self._render(statement, params)
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(text, values)
+            return cursor.fetchall()
+
+    def row(self, statement: str | sa.Executable, params: Params = None) -> dict[str, Any] | None:
+        """Run a statement and return its first row as a dictionary, or None."""
+        text, values = self._render(statement, params)
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(text, values)
+            return cursor.fetchone()
+
+    @contextmanager
+    def stream(self, statement: str | sa.Executable, params: Params = None, *, size: int = 2000) -> Iterator[Any]:
+        """A server-side cursor that yields dictionaries, `size` rows a round trip: memory stays flat."""
+        text, values = self._render(statement, params)
+        with self.connection.cursor(name="sender_stream", row_factory=dict_row) as cursor:
+            cursor.itersize = size
+            cursor.execute(text, values)
+            yield cursor
+
+    def sql(self, text: str) -> str:
+        """The text with the schema put in, for COPY and other statements that do not go through `execute`."""
+        return qualify(text, self.schema)
+
+    def _render(self, statement: str | sa.Executable, params: Params) -> tuple[str, Params]:
+        if isinstance(statement, str):
+            return qualify(statement, self.schema), params
+        return render(statement, self.schema)
+
+
+@lru_cache(maxsize=512)
+def qualify(text: str, schema: str) -> str:
+    """Put the quoted schema in place of `{s}`."""
+    return text.replace("{s}", sql.Identifier(schema).as_string(None))
+
+
+def render(statement: sa.Executable, schema: str) -> tuple[str, dict[str, Any]]:
+    """Compile a SQLAlchemy statement on our tables into psycopg's text and parameters."""
+    compiled = statement.compile(  # type: ignore[attr-defined]
+        dialect=_DIALECT,
+        schema_translate_map={None: schema},
+        render_schema_translate=True,
+        compile_kwargs={"render_postcompile": True},
+    )
+    values = compiled.construct_params()
+    processors = compiled._bind_processors
+    return str(compiled), {
+        name: processors[name](value) if name in processors else value for name, value in values.items()
+    }
+
+
+class Database:
+    """A lazily opened pool of connections to one schema. Thread-safe, and opened anew in a forked child."""
+
+    def __init__(
+        self, url: str, *, schema: str, pool_size: int = 8, timeout: float = 15.0, name: str = "sender"
+    ) -> None:
+        self.url = normalise_url(url)
+        self.schema = schema
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._name = name
+        self._lock = threading.Lock()
+        self._pool: ConnectionPool[psycopg.Connection[TupleRow]] | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"Database(schema={self.schema!r})"  # the URL may hold a password
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction on a pooled connection: committed at the end, rolled back on an exception.
+
+        Raises `DatabaseUnavailableError` when no connection can be had in time; errors of statements stay psycopg's.
+        """
+        try:
+            connection = self._open_pool().getconn()
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise DatabaseUnavailableError(
+                f"PostgreSQL does not answer: {_first_line(error)}; check SENDER_DATABASE_URL and that it is running"
+            ) from None
+        pool = self._open_pool()
+        try:
+            with connection:  # psycopg: commit or rollback; does not close pooled connections
+                yield Transaction(connection, self.schema)
+        except psycopg.errors.UndefinedTable as error:
+            raise DatabaseUnavailableError(
+                f"schema {self.schema!r} is not migrated ({_first_line(error)}): run `sender migrate`"
+            ) from None
+        finally:
+            pool.putconn(connection)
+
+    @contextmanager
+    def join(self, connection: Any) -> Iterator[Transaction]:
+        """Join the caller's own transaction: a psycopg 3 or a SQLAlchemy connection (on psycopg 3). Never commits."""
+        yield Transaction(driver_connection(connection), self.schema)
+
+    @contextmanager
+    def within(self, connection: Any | None) -> Iterator[Transaction]:
+        """`join(connection)` when there is one, else a transaction of our own."""
+        with self.join(connection) if connection is not None else self.transaction() as transaction:
+            yield transaction
+
+    def close(self) -> None:
+        """Close the pool; the next transaction opens a new one."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and self._pid == os.getpid():
+            pool.close()
+
+    def _open_pool(self) -> ConnectionPool[psycopg.Connection[TupleRow]]:
+        with self._lock:
+            if self._pool is None or self._pid != os.getpid():
+                self._pool = ConnectionPool(
+                    self.url,
+                    min_size=0,
+                    max_size=self._pool_size,
+                    timeout=self._timeout,
+                    max_idle=300,
+                    check=ConnectionPool.check_connection,
+                    kwargs={"application_name": self._name, "prepare_threshold": None, "connect_timeout": 10},
+                    open=True,
+                    name=self._name,
+                )
+                self._pid = os.getpid()
+            return self._pool
+
+
+def driver_connection(connection: Any) -> psycopg.Connection[Any]:
+    """The psycopg 3 connection under a caller's connection. Raises `ConfigurationError` when there is none."""
+    candidate = connection
+    if isinstance(candidate, sa.engine.Connection):
+        candidate = candidate.connection.driver_connection
+    if not isinstance(candidate, psycopg.Connection):
+        raise ConfigurationError(
+            f"connection= takes a psycopg 3 connection or a SQLAlchemy connection on psycopg 3 "
+            f"(postgresql+psycopg://), not {type(connection).__name__} on {type(candidate).__module__}"
+        )
+    return candidate
+
+
+def normalise_url(url: str) -> str:
+    """A libpq URL from a libpq or a SQLAlchemy one (`postgresql+psycopg://`)."""
+    head, separator, rest = url.partition("://")
+    if not separator or head.split("+")[0] not in {"postgresql", "postgres"}:
+        raise ConfigurationError("SENDER_DATABASE_URL must look like postgresql://user:password@host:5432/name")
+    return f"postgresql://{rest}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
