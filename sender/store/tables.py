@@ -199,6 +199,8 @@ class Campaign(Table, table=True):
     cut_limit: int | None = _column(sa.BigInteger, nullable=True)  # the highest device id when it started
     cut_finished: bool = _column(sa.Boolean, server_default=sa.false())
     cut_devices: int = _column(sa.BigInteger, server_default="0")  # devices in first-send batches so far
+    low_batch_id: int = _column(sa.BigInteger, server_default="0")  # every batch up to here is done
+    fanout_until: datetime | None = _column(TIMESTAMP, nullable=True)  # a fan-out is at it until then
 
 
 class Batch(Table, table=True):
@@ -223,6 +225,8 @@ class Batch(Table, table=True):
     epoch: int = _column(sa.Integer, server_default="0")  # claims so far
     owner: UUID | None = _column(sa.Uuid, nullable=True)  # fresh for every claim
     beats: int = _column(sa.BigInteger, server_default="0")  # the claim's heartbeat: a counter, not a time
+    due_at: datetime | None = _column(TIMESTAMP, nullable=True)  # not before; null: now
+    setbacks: int = _column(sa.SmallInteger, server_default="0")  # times in a row that nothing of it could be issued
     published_at: datetime | None = _column(TIMESTAMP, nullable=True)  # a hint, never proof
     created_at: datetime = _column(TIMESTAMP, server_default=NOW)
     finished_at: datetime | None = _column(TIMESTAMP, nullable=True)

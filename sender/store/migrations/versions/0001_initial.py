@@ -158,6 +158,8 @@ def upgrade() -> None:
             cut_limit BIGINT,
             cut_finished BOOLEAN DEFAULT false NOT NULL,
             cut_devices BIGINT DEFAULT '0' NOT NULL,
+            low_batch_id BIGINT DEFAULT '0' NOT NULL,
+            fanout_until TIMESTAMP WITH TIME ZONE,
             CONSTRAINT campaigns_pkey PRIMARY KEY (id),
             CONSTRAINT campaigns_app_id_fkey FOREIGN KEY(app_id) REFERENCES apps (id),
             CONSTRAINT campaigns_key_key UNIQUE (key)
@@ -229,6 +231,8 @@ def upgrade() -> None:
             epoch INTEGER DEFAULT '0' NOT NULL,
             owner UUID,
             beats BIGINT DEFAULT '0' NOT NULL,
+            due_at TIMESTAMP WITH TIME ZONE,
+            setbacks SMALLINT DEFAULT '0' NOT NULL,
             published_at TIMESTAMP WITH TIME ZONE,
             created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
             finished_at TIMESTAMP WITH TIME ZONE,
