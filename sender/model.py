@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
+from uuid import UUID
 
 
 class Environment(StrEnum):
@@ -138,3 +139,59 @@ class Unknown:
 Answer: TypeAlias = Accepted | Rejected | NotProcessed | Unknown
 
 ACCEPTED = Accepted()  # shared: production answers carry nothing else
+
+
+# --- The push changelog ---------------------------------------------------------------------------------------------
+
+
+class ChangeKind(StrEnum):
+    """What happened to a token's state or owner. A registration that changes nothing is no change."""
+
+    REGISTERED = "registered"  # a token not known before
+    IMPORTED = "imported"  # the same, out of a file
+    REVIVED = "revived"  # registered again after it was invalid or quarantined
+    MOVED = "moved"  # another user's now: one row in each user's changelog
+    ROTATED = "rotated"  # the device has a new token
+    ENVIRONMENT_CHANGED = "environment_changed"
+    UNREGISTERED = "unregistered"  # the app said that the token is gone
+    OPTED_OUT = "opted_out"
+    OPTED_IN = "opted_in"
+    INVALIDATED = "invalidated"  # APNs said that the token is gone
+    KEPT = "kept"  # APNs said so of a time before the registration: the device stays as it is
+    QUARANTINED = "quarantined"  # the token or our configuration is wrong
+    BLOCKLISTED = "blocklisted"  # too many pushes to the device: it rests
+    UNBLOCKED = "unblocked"  # a push was accepted again
+    REGISTRATION_FAILED = "registration_failed"  # the app could not get a token
+    RESTORED = "restored"  # put back by an operator
+
+
+class Actor(StrEnum):
+    """Who brought a change about."""
+
+    APNS = "apns"
+    APPLICATION = "application"
+    IMPORT = "import"
+    OPERATOR = "operator"
+    SENDER = "sender"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One row of the push changelog. `token` is whole, so that an application can mirror the change; repr hides it.
+
+    `old` and `new` hold what changed: state, user (the application's own id), environment, until, times.
+    """
+
+    cursor: str  # reading `after` it goes on with the next row
+    at: datetime
+    kind: ChangeKind
+    app: str | None
+    token: str | None = field(repr=False)  # the device's token as it is now
+    environment: str | None
+    user: str | None  # whose changelog the row belongs to; None also when that person was forgotten
+    old: dict[str, Any] | None
+    new: dict[str, Any] | None
+    reason: str | None
+    campaign: str | None
+    apns_id: UUID | None
+    actor: Actor
