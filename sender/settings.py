@@ -28,16 +28,16 @@ class Settings(BaseSettings):
 
     # Servers
     database_url: SecretStr | None = None  # postgresql://user:password@host:5432/name
-    database_schema: str = Field("sender", pattern=r"^[a-z_][a-z0-9_]{0,62}$")
+    database_schema: str = Field("sender", pattern=r"^[a-z_][a-z0-9_]{0,62}$")  # everything lives in it
     database_pool_size: int = Field(8, ge=1, le=100)  # connections per process
     broker_url: SecretStr | None = None  # redis://:password@host:6379/0
     broker_key_prefix: str = ""  # put before every Redis key, to share a database
-    queue_prefix: str = Field("sender", pattern=r"^[A-Za-z0-9_.-]+$")
+    queue_prefix: str = Field("sender", pattern=r"^[A-Za-z0-9_.-]+$")  # queues: PREFIX.control, .campaign, .priority
     data_dir: Path = Path(".sender")  # state of the embedded servers, and where `sender up` says where they are
 
     # Pace, in pushes per second
     default_rate: float = Field(1000.0, gt=0)  # of a campaign that names none
-    rate: float | None = Field(None, gt=0)  # of the whole installation; None: unlimited
+    rate: float | None = Field(None, gt=0)  # of the whole installation; unlimited when not set
     batch_size: int = Field(500, ge=1, le=5000)  # devices per Celery task
 
     # Campaigns
@@ -45,8 +45,8 @@ class Settings(BaseSettings):
     start_grace: float = Field(3600, ge=0)  # seconds by which a scheduled start may be late and still happen
 
     # APNs
-    apns_production_url: str = "https://api.push.apple.com:443"
-    apns_sandbox_url: str = "https://api.sandbox.push.apple.com:443"
+    apns_production_url: str = "https://api.push.apple.com:443"  # port 2197 works too; or a simulator
+    apns_sandbox_url: str = "https://api.sandbox.push.apple.com:443"  # for tokens of builds run from Xcode
     apns_ca_file: Path | None = None  # trust only this CA, for simulators and inspecting proxies
     apns_proxy_url: SecretStr | None = None  # http://user:password@host:3128 (HTTP CONNECT)
     apns_protocol: Literal["ngh2", "stock"] = "ngh2"  # stock: aioapns's own HTTP/2 protocol, for comparison
@@ -61,14 +61,14 @@ class Settings(BaseSettings):
     backoff_scale: float = Field(1.0, gt=0, le=1)  # multiplies every back-off: rehearsals do not wait for hours
 
     # Flower
-    flower_user: str = "sender"
-    flower_password: SecretStr | None = None
-    flower_port: int = Field(5555, ge=0, le=65535)
-    flower_address: str = "127.0.0.1"
+    flower_user: str = "sender"  # for its basic authentication
+    flower_password: SecretStr | None = None  # `sender up` makes one up and prints it once when there is none
+    flower_port: int = Field(5555, ge=0, le=65535)  # 0: any free one
+    flower_address: str = "127.0.0.1"  # where it listens
 
     # Logs
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # events below it are left out
+    log_format: Literal["console", "json"] = "console"  # json: one object a line
 
     @field_validator("apns_production_url", "apns_sandbox_url")
     @classmethod

@@ -92,7 +92,7 @@ class Outcome(StrEnum):
 class AppState(StrEnum):
     """Whether an app's campaigns may send."""
 
-    ACTIVE = "active"
+    ACTIVE = "active"  # its campaigns may send
     PAUSED = "paused"  # by a person, or by a configuration error that APNs named
 
 
