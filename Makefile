@@ -1,17 +1,21 @@
 .DEFAULT_GOAL := help
-PYTHON ?= python3
+# The first Python that is new enough; `make PYTHON=/path/to/python …` takes another.
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11 python; do \
+	$$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## show this help
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv was found: install one, or make PYTHON=…" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "installing into $(VENV) …"; $(PYTHON) -m venv $(VENV); }
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable '.[all]' --group dev
 	@touch $(STAMP)
 
 .PHONY: install
@@ -30,14 +34,22 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 .PHONY: check
 check: lint test ## everything that CI runs
 
+.PHONY: docs
+docs: $(STAMP) ## write again what is generated from the code: diagrams, errors, settings
+	@$(BIN)/python -m docs.generate
+
 .PHONY: bench
 bench: $(STAMP) ## measure, side by side; prints a table in Markdown
 	@$(BIN)/python -m tests.bench
+
+.PHONY: hooks
+hooks: $(STAMP) ## run the linters before every commit (pre-commit)
+	@$(BIN)/pre-commit install
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches
