@@ -78,5 +78,9 @@ class BrokerUnavailableError(SenderError):
     """Raised when Redis cannot be reached."""
 
 
+class StackError(SenderError):
+    """Raised when an embedded server or a process of `sender up` does not start; holds the end of its log."""
+
+
 class TransitionError(ConflictError):
     """Raised when a state machine has no such move; the message names the moves that there are."""
