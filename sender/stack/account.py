@@ -142,7 +142,7 @@ def _move_elsewhere(data: DataDirectory, server: str, account: Account) -> Path:
         place = ELSEWHERE / name
         place.mkdir(mode=0o711, exist_ok=True)
     except OSError:
-        place = Path(tempfile.mkdtemp(prefix=f"sender-{name}-", dir="/tmp"))  # noqa: S108 - short, and mkdtemp's
+        place = Path(tempfile.mkdtemp(prefix=f"sender-{name}-", dir="/tmp"))
         place.chmod(0o711)
     state = place / server
     (place / OWNER_FILE).write_text(str(data.path.resolve()))

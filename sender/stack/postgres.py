@@ -134,15 +134,13 @@ class Postgres:
         for _attempt in range(50):
             since = size(log)
             self._process = launch(argv, log=log, cwd=Path("/"), environment=server_environment(), account=home.account)
-            if self._answers(since, log):
+            if self._answers(self._process, since, log):
                 return
             time.sleep(0.2)  # backends of a killed server are about to notice that it is gone
         raise StackError(f"PostgreSQL did not start; the end of {log}:\n{tail(log)}")
 
-    def _answers(self, since: int, log: Path) -> bool:
+    def _answers(self, process: subprocess.Popen[bytes], since: int, log: Path) -> bool:
         """Wait for an answer; False when an earlier server's last backends are still there."""
-        process = self._process
-        assert process is not None
         while True:
             died = process.poll() is not None
             try:
@@ -207,7 +205,7 @@ class Postgres:
             for stale in known.iterdir():
                 stale.unlink()
             return known
-        sockets = Path(tempfile.mkdtemp(prefix="sender-", dir="/tmp"))  # noqa: S108 - mkdtemp's, 0700, and short
+        sockets = Path(tempfile.mkdtemp(prefix="sender-", dir="/tmp"))  # mode 0700, and short
         if home.account:
             os.chown(sockets, home.account.uid, home.account.gid)
         self._data.write(SOCKETS_FILE, {self.name: str(sockets)})

@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sender.errors import MissingExtraError, StackError
 from sender.stack.account import Home, Programs, find_home
@@ -89,9 +91,9 @@ class Valkey:
             account=home.account,
             stdin=subprocess.PIPE,
         )
-        assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(self._configuration().encode())
+        if process.stdin is not None:
+            with process.stdin as stdin:
+                stdin.write(self._configuration().encode())
         while process.poll() is None:
             if self._answers(process):
                 return True
@@ -117,7 +119,11 @@ class Valkey:
     def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether it is our server that answers: another's would refuse the password, or have another pid."""
         client = redis.Redis(
-            host=ADDRESS, port=self._port, password=self._data.secret("valkey"), socket_timeout=5, retry=None
+            host=ADDRESS,
+            port=self._port,
+            password=self._data.secret("valkey"),
+            socket_timeout=5,
+            retry=Retry(NoBackoff(), 0),
         )
         try:
             return bool(client.ping()) and int(client.info("server")["process_id"]) == process.pid
