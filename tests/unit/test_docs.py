@@ -1,0 +1,126 @@
+"""The documentation against the code: generated parts, links, settings and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from docs.generate import DOCS, diagram, generated, with_diagrams
+from sender.cli import app
+from sender.policy.states import APP_MOVES, AppState
+from sender.settings import Settings
+
+ROOT = DOCS.parent
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+SOURCES = sorted([*ROOT.glob("sender/**/*.py"), *ROOT.glob("tasks/**/*.py"), *ROOT.glob("config/**/*.py")])
+
+
+@pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
+def test_what_is_generated_is_up_to_date(path: Path) -> None:
+    assert path.read_text() == generated()[path], "run `make docs`"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described(name: str) -> None:
+    row = re.search(rf"\| `SENDER_{name.upper()}` \| (.*) \| (.*) \|", (DOCS / "settings.md").read_text())
+    assert row, "add it to a group in sender/settings.py"
+    assert row[2] != name.replace("_", " "), "give it a comment in sender/settings.py"
+
+
+def test_a_diagram_has_an_arrow_for_each_move_and_no_other() -> None:
+    arrows = re.findall(r"^    (\S+) --> (\S+)$", diagram(AppState, APP_MOVES), flags=re.MULTILINE)
+    assert arrows == [("[*]", "active"), ("active", "paused"), ("paused", "active")]
+
+
+def test_drawing_diagrams_twice_changes_nothing() -> None:
+    page = (DOCS / "architecture.md").read_text()
+    assert with_diagrams(with_diagrams(page)) == with_diagrams(page)
+    assert page.count("```mermaid") == 4
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a renderer makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" not in target:
+                yield page, target
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()), ids=lambda value: getattr(value, "name", value))
+def test_every_link_leads_somewhere(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists()
+    assert not anchor or anchor in anchors(file)
+
+
+def test_every_setting_that_the_documentation_names_exists() -> None:
+    known = {f"SENDER_{name.upper()}" for name in Settings.model_fields}
+    named = {name for page in PAGES for name in re.findall(r"\bSENDER_[A-Z_]*[A-Z]\b", page.read_text())}
+    assert {name.removesuffix("_FILE") if name not in known else name for name in named} <= known
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    names = sorted(path.name for path in (DOCS / "decisions").glob("*.md"))
+    numbers = [int(name[:3]) for name in names]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, command line) of every `sender …` in the documentation's code blocks and backticks."""
+    for page in PAGES:
+        text = page.read_text()
+        blocks = [
+            line
+            for block in re.findall(r"```(?:sh|console|bash)\n(.*?)```", text, flags=re.S)
+            for line in joined(block)
+        ]
+        spans = re.findall(r"`(sender [^`\n]+)`", text)
+        for line in [*blocks, *spans]:
+            line = re.sub(r"^\$ ", "", line.strip())
+            if line.startswith("sender ") and "…" not in line:
+                yield page.name, line
+
+
+def joined(block: str) -> list[str]:
+    """The lines of a shell block, with backslash continuations put together."""
+    return block.replace("\\\n", " ").splitlines()
+
+
+def parse(line: str) -> list[str]:
+    """The options of a command line that the command does not have. Fails on an unknown command."""
+    words = shlex.split(re.split(r"\s[|>&]", line)[0].replace("[", " ").replace("]", " "), comments=True)[1:]
+    command: click.Command = typer.main.get_command(app)
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        assert name in command.commands, f"no command {name!r} in {line!r}"
+        command = command.commands[name]
+    options = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)} | {"--help"}
+    return [word.partition("=")[0] for word in words if word.startswith("--") and word.partition("=")[0] not in options]
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(commands())))
+def test_every_command_in_the_documentation_exists_with_its_options(page: str, line: str) -> None:
+    assert parse(line) == []
+
+
+def test_every_advice_names_commands_that_exist() -> None:
+    from sender.policy.outcomes import OWN_REASONS, RULES
+
+    advice = [*(rule.advice for rule in RULES), *(text for _, text in OWN_REASONS.values())]
+    for line in {line for text in advice for line in re.findall(r"`(sender [^`]+)`", text)}:
+        assert parse(line) == [], line

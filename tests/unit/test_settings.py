@@ -1,0 +1,156 @@
+"""Settings: read once, every fault named at once, and nothing secret in what is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sender.errors import ConfigurationError
+from sender.settings import SERVERS_FILE, Settings, load_settings, running_servers
+
+PASSWORD = "hunter2-not-for-logs"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No SENDER_ variable, and a data directory in which nothing runs."""
+    for name in [name for name in os.environ if name.startswith("SENDER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write_servers(directory: Path, **content: object) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / SERVERS_FILE).write_text(json.dumps(content))
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENDER_RATE", "0.2")
+    monkeypatch.setenv("SENDER_BATCH_SIZE", "7")
+    settings = load_settings()
+    assert (settings.rate, settings.batch_size) == (0.2, 7)
+
+
+def test_arguments_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENDER_BATCH_SIZE", "7")
+    assert load_settings(batch_size=9).batch_size == 9
+
+
+def test_campaigns_run_at_a_thousand_a_second_and_expire_after_30_days_by_default() -> None:
+    assert (load_settings().default_rate, load_settings().expires_in) == (1000, 30 * 24 * 3600)
+
+
+@pytest.mark.parametrize(
+    ("ask", "variable"),
+    [(Settings.require_database_url, "SENDER_DATABASE_URL"), (Settings.require_broker_url, "SENDER_BROKER_URL")],
+)
+def test_a_missing_url_is_an_error_that_names_both_remedies(ask, variable: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ask(load_settings())
+    assert variable in str(caught.value)
+    assert "sender up" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_every_fault_is_named_at_once_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENDER_BATCH_SIZE", "0")
+    monkeypatch.setenv("SENDER_RATE", "fast")
+    monkeypatch.setenv("SENDER_LOG_LEVEL", "loud")
+    with pytest.raises(ConfigurationError, match=r"SENDER_RATE.*SENDER_BATCH_SIZE.*SENDER_LOG_LEVEL"):
+        load_settings()
+
+
+@pytest.mark.parametrize("url", ["api.push.apple.com", "http://api.push.apple.com", "https://", "https://:443"])
+@pytest.mark.parametrize("name", ["apns_production_url", "apns_sandbox_url"])
+def test_an_apns_url_without_https_or_a_host_is_refused(name: str, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        load_settings(**{name: url})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rate", 0),
+        ("rate", -1),
+        ("default_rate", 0),
+        ("batch_size", 5001),
+        ("database_schema", 'x"; DROP TABLE devices; --'),
+        ("database_schema", "Sender"),
+        ("queue_prefix", ""),
+        ("queue_prefix", "a b"),
+        ("expires_in", -1),
+        ("backoff_scale", 1.5),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"SENDER_{name.upper()}"):
+        load_settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL", "RATE", "APNS_CA_FILE", "APNS_PROXY_URL"])
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"SENDER_{name}", "")
+    assert getattr(load_settings(), name.lower()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("database_url", f"postgresql://sender:{PASSWORD}@db/sender"),
+        ("broker_url", f"redis://:{PASSWORD}@redis:6379/0"),
+        ("apns_proxy_url", f"http://user:{PASSWORD}@proxy:3128"),
+        ("flower_password", PASSWORD),
+    ],
+)
+def test_a_password_is_never_shown(name: str, value: str) -> None:
+    settings = load_settings(**{name: value})
+    assert getattr(settings, name).get_secret_value() == value
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert PASSWORD not in shown
+
+
+def test_an_error_of_another_setting_does_not_show_a_password() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(database_url=f"postgresql://sender:{PASSWORD}@db/sender", batch_size=0)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        load_settings().batch_size = 3  # type: ignore[misc]
+
+
+def test_queues_carry_the_prefix() -> None:
+    assert load_settings(queue_prefix="blue").queue("campaign") == "blue.campaign"
+
+
+def test_the_servers_of_a_running_stack_are_found_in_its_data_directory(tmp_path: Path) -> None:
+    write_servers(tmp_path / "d", pid=os.getpid(), database_url="postgresql:///a", broker_url="redis://b")
+    settings = load_settings(data_dir=tmp_path / "d")
+    assert settings.require_database_url() == "postgresql:///a"
+    assert settings.require_broker_url() == "redis://b"
+
+
+def test_a_url_that_is_given_comes_before_that_of_a_running_stack(tmp_path: Path) -> None:
+    write_servers(tmp_path / "d", pid=os.getpid(), database_url="postgresql:///a", broker_url="redis://b")
+    settings = load_settings(data_dir=tmp_path / "d", database_url="postgresql:///mine")
+    assert settings.require_database_url() == "postgresql:///mine"
+    assert settings.require_broker_url() == "redis://b"
+
+
+def test_the_servers_of_a_stack_that_died_are_not_believed(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    write_servers(tmp_path / "d", pid=child, database_url="postgresql:///a")
+    assert running_servers(tmp_path / "d") == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "x"}', '{"database_url": "postgresql:///a"}'])
+def test_a_damaged_servers_file_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / SERVERS_FILE).write_text(text)
+    assert running_servers(tmp_path) == {}
