@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,9 +55,9 @@ class AudienceCount:
         return self.total + sum(self.excluded.values())
 
 
-def compile_segment(segment: seg.Segment, app_id: int, now: datetime) -> sa.ColumnElement[bool]:
-    """The condition on `devices` that a segment says, for one app. `now` is what times "ago" count from: the same for
-    every part of one cut."""
+def compile_segment(segment: seg.Segment, app_id: int, now: datetime | None = None) -> sa.ColumnElement[bool]:
+    """The condition on `devices` that a segment says, for one app. `now` is what times "ago" count from, the same for
+    every part of one cut (None: the database's clock)."""
     return sa.and_(devices.c.app_id == app_id, _condition(segment, now))
 
 
@@ -70,7 +70,7 @@ def reachable(push_type: PushType) -> sa.ColumnElement[bool]:
 
 
 def count_audience(
-    transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime
+    transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime | None = None
 ) -> AudienceCount:
     """Count an audience and its exclusions by cause, in one statement."""
     cause = _cause(push_type).label("cause")
@@ -82,7 +82,7 @@ def count_audience(
 
 
 def sample_device(
-    transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime
+    transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime | None = None
 ) -> Environment | None:
     """The environment of some device of the audience, for a sample push; None when the audience is empty."""
     statement = (
@@ -115,7 +115,7 @@ def _has_credential() -> sa.ColumnElement[bool]:
     )
 
 
-def _condition(segment: seg.Segment, now: datetime) -> sa.ColumnElement[bool]:  # noqa: PLR0911 - a row for each kind
+def _condition(segment: seg.Segment, now: datetime | None) -> sa.ColumnElement[bool]:  # noqa: PLR0911 - a row for each kind
     match segment:
         case seg.Everyone():
             return sa.true()
@@ -189,8 +189,10 @@ def _span(name: str, after: seg.Moment | None, before: seg.Moment | None, now: d
     return _surely(sa.and_(*conditions))
 
 
-def _absolute(moment: seg.Moment, now: datetime) -> datetime:
-    return now - moment if isinstance(moment, timedelta) else moment
+def _absolute(moment: seg.Moment, now: datetime | None) -> Any:
+    if isinstance(moment, datetime):
+        return moment
+    return (sa.func.now() if now is None else now) - moment
 
 
 def _bucket(seed: str) -> sa.ColumnElement[int]:
