@@ -252,7 +252,7 @@ def _check_spelling(aps: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _walk(value: Any, path: str, depth: int) -> Iterator[str]:
+def _walk(value: Any, path: str, depth: int) -> Iterator[str]:  # noqa: PLR0912 - a row for each kind of value
     where = path or "payload"
     if depth > DEEPEST:
         yield f"{where}: nested deeper than {DEEPEST}"

@@ -179,7 +179,9 @@ def _field(name: str, values: tuple[str, ...]) -> sa.ColumnElement[bool]:
     return _surely(column == wanted)
 
 
-def _span(name: str, after: seg.Moment | None, before: seg.Moment | None, now: datetime) -> sa.ColumnElement[bool]:
+def _span(
+    name: str, after: seg.Moment | None, before: seg.Moment | None, now: datetime | None
+) -> sa.ColumnElement[bool]:
     column = {"registered": devices.c.registered_at, "last_seen": devices.c.last_seen_at}[name]
     conditions = []
     if after is not None:

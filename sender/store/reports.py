@@ -1,0 +1,151 @@
+"""How far a campaign has come, counted in one statement, so that the figures are of one moment and add up.
+
+Final outcomes are summed from the batch rows; retrying are the rows of retries; in flight are the devices of claimed
+first-send batches that have no outcome yet; pending is the remainder of the audience. Devices in a retry batch count
+as retrying until they are final.
+
+The audience is what was cut, once the cut has ended; until then it is the estimate, and never below what is cut. What
+a campaign that was cancelled, failed or missed never cut belongs to its audience too, and has its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sender.errors import NotFoundError
+from sender.policy.states import CampaignState
+from sender.store.database import Transaction
+
+#: The figures that add up to the audience.
+PARTS = (
+    "sent",
+    "rejected",
+    "retrying",
+    "skipped",
+    "expired",
+    "unknown",
+    "cancelled",
+    "failed",
+    "pending",
+    "in_flight",
+)
+FINAL = ("sent", "rejected", "skipped", "expired", "unknown", "cancelled", "failed")
+
+#: What becomes of the devices that a campaign which ended early never came to.
+_END_OF_REST = {
+    CampaignState.CANCELLED: "cancelled",
+    CampaignState.FAILED: "failed",
+    CampaignState.MISSED: "expired",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A campaign at one moment: PARTS add up to `audience`."""
+
+    key: str
+    app: str
+    state: CampaignState
+    state_reason: str | None
+    state_actor: str | None  # operator, application, system
+    app_state: str  # a paused app holds its campaigns
+    app_state_reason: str | None
+    audience: int
+    audience_is_estimate: bool  # until the whole audience is cut
+    sent: int
+    rejected: int
+    retrying: int
+    skipped: int
+    expired: int
+    unknown: int
+    cancelled: int
+    failed: int
+    pending: int
+    in_flight: int
+    by_reason: dict[str, int] = field(default_factory=dict)  # of the deliveries that are final
+    retrying_by_reason: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)  # cause -> devices of the segment that were left out
+    push_type: str
+    rate: float | None  # pushes a second; None: unlimited
+    delivery: str
+    send_at: datetime | None
+    expires_in: float  # seconds from the start; 0: one attempt, never stored
+    expiration: datetime | None  # of every push; None before the start, and without storage
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    now: datetime  # the moment, by the database's clock
+
+    @property
+    def final(self) -> int:
+        """Devices with their final outcome."""
+        return sum(getattr(self, name) for name in FINAL)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of the campaign is open any more."""
+        return self.finished_at is not None
+
+
+_REPORT = """
+SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
+       a.state AS app_state, a.state_reason AS app_state_reason,
+       c.push_type, c.rate, c.delivery, c.send_at, c.expires_in, c.expiration, c.created_at, c.started_at,
+       c.finished_at, clock_timestamp() AS now, c.exclusions AS excluded,
+       c.audience_estimate, c.cut_devices, c.cut_finished,
+       c.cut_limit IS NOT NULL AND c.cut_cursor >= c.cut_limit AS cut_whole,
+       b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{{}}'::jsonb) AS by_reason
+FROM {s}.campaigns c
+JOIN {s}.apps a ON a.id = c.app_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(sent), 0)::bigint AS sent, coalesce(sum(rejected), 0)::bigint AS rejected,
+           coalesce(sum(skipped), 0)::bigint AS skipped, coalesce(sum(expired), 0)::bigint AS expired,
+           coalesce(sum(unknown), 0)::bigint AS unknown, coalesce(sum(cancelled), 0)::bigint AS cancelled,
+           coalesce(sum(failed), 0)::bigint AS failed,
+           coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
+                    FILTER (WHERE state = 'claimed' AND kind = 'first'), 0)::bigint AS claimed
+    FROM {s}.batches WHERE campaign_id = c.id
+) b
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(n), 0)::bigint AS retrying, coalesce(jsonb_object_agg(reason, n), '{{}}'::jsonb)
+           AS retrying_by_reason
+    FROM (SELECT reason, count(*) AS n FROM {s}.retries WHERE campaign_id = c.id GROUP BY reason) AS waiting
+) r
+CROSS JOIN LATERAL (
+    SELECT jsonb_object_agg(reason, n) AS by_reason
+    FROM (SELECT each.key AS reason, sum(each.value::bigint) AS n
+          FROM {s}.batches, jsonb_each_text(reasons) AS each
+          WHERE campaign_id = c.id AND reasons <> '{{}}'::jsonb GROUP BY 1) AS counted
+) reasons
+WHERE c.key = %s
+""".replace("{{}}", "{}")
+
+
+def read(transaction: Transaction, key: str) -> Report:
+    """The report of a campaign. Raises `NotFoundError`."""
+    row = transaction.row(_REPORT, (key,))
+    if row is None:
+        raise NotFoundError("campaign", key, "see `sender campaigns list`")
+    return settle(row)
+
+
+def settle(row: Mapping[str, Any]) -> Report:
+    """Figures that add up, out of what was counted."""
+    figures = dict(row)
+    state = CampaignState(figures.pop("state"))
+    estimate, cut = figures.pop("audience_estimate"), figures.pop("cut_devices")
+    finished, whole = figures.pop("cut_finished"), figures.pop("cut_whole")
+    claimed = figures.pop("claimed")
+    known = whole or (finished and state not in _END_OF_REST)
+    settled = sum(figures[name] for name in FINAL) + figures["retrying"]
+    audience = max(cut if known else max(estimate, cut), settled)
+    figures["in_flight"] = max(0, min(claimed, audience - settled))
+    figures["pending"] = audience - settled - figures["in_flight"]
+    if state in _END_OF_REST:
+        figures[_END_OF_REST[state]] += figures["pending"]
+        figures["pending"] = 0
+    figures["by_reason"] = dict(sorted(figures["by_reason"].items(), key=lambda item: -item[1]))
+    return Report(state=state, audience=audience, audience_is_estimate=not known, **figures)
