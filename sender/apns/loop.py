@@ -35,8 +35,7 @@ class EventLoopThread:
         """The event loop, started when it does not run yet in this process."""
         with self._lock:
             if self._loop is None or not self.running:
-                self._start()
-            assert self._loop is not None
+                self._loop = self._start()
             return self._loop
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
@@ -65,13 +64,14 @@ class EventLoopThread:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout)
 
-    def _start(self) -> None:
+    def _start(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         started = threading.Event()
         thread = threading.Thread(target=_serve, args=(loop, started), name=self._name, daemon=True)
         thread.start()
         started.wait()
-        self._loop, self._thread, self._pid = loop, thread, os.getpid()
+        self._thread, self._pid = thread, os.getpid()
+        return loop
 
     def _forget(self) -> None:
         """After a fork, in the child: the parent's thread is not here, and its lock may be held for ever."""
