@@ -140,7 +140,12 @@ class Database:
     @contextmanager
     def join(self, connection: Any) -> Iterator[Transaction]:
         """Join the caller's own transaction: a psycopg 3 or a SQLAlchemy connection (on psycopg 3). Never commits."""
-        yield Transaction(driver_connection(connection), self.schema)
+        driver = driver_connection(connection)
+        if driver.autocommit:  # without a transaction each of our statements would commit, or fail, by itself
+            with driver.transaction():
+                yield Transaction(driver, self.schema)
+        else:
+            yield Transaction(driver, self.schema)
 
     @contextmanager
     def within(self, connection: Any | None) -> Iterator[Transaction]:
