@@ -1,0 +1,250 @@
+"""One batch from claim to record. Reads from top to bottom: claim, load, prepare, issue, weigh, record."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from sender.errors import DatabaseUnavailableError
+from sender.leases import Lease
+from sender.model import Accepted, Answer, CredentialRef, Environment, NotProcessed, Push, PushType
+from sender.pacing import take_grant
+from sender.policy.outcomes import DeliveryStep, Halt, rule_for
+from sender.policy.states import DeviceState, Outcome
+from sender.policy.verdict import Again, Final, Terms
+from sender.results import Results, Sent, record, weigh
+from sender.runtime import Runtime
+from sender.store import batches, sending
+from sender.store.batches import Claim, Target
+from sender.store.database import TRANSIENT
+
+log = structlog.get_logger()
+
+#: How often a push that was provably not processed is issued again at once, before the queue has it back.
+RESENDS = 2
+
+_ALERT_TYPES = frozenset({PushType.ALERT})
+_SKIPPED: dict[str, str] = {
+    DeviceState.INVALID.value: "Invalid",
+    DeviceState.QUARANTINED.value: "Quarantined",
+    DeviceState.OPTED_OUT.value: "OptedOut",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A push that is ready to go."""
+
+    target: Target
+    push: Push
+    credential: CredentialRef
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What a claim comes to before anything is sent: pushes, and what is decided without one."""
+
+    pushes: list[Planned] = field(default_factory=list)
+    finals: list[Final] = field(default_factory=list)
+    again: list[Again] = field(default_factory=list)
+    untouched: list[int] = field(default_factory=list)
+    held_until: datetime | None = None
+
+
+def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
+    """Send one batch. Returns a small summary by outcome; a batch that is not there to be taken is a normal answer."""
+    taken = _claim(runtime, batch_id)
+    if taken is None:
+        return {"skipped": "not open"}
+    claim, plan = taken
+    with runtime.leases.hold(claim) as lease:
+        try:
+            sent = issue(runtime, lease, plan)
+            results = _results(runtime, lease, plan, sent)
+        except Exception:
+            _give_back(runtime, claim)
+            raise
+        summary = _record(runtime, claim, results)
+    log.debug("batch_sent", batch=batch_id, campaign=claim.campaign.key, **summary)
+    return dict(summary)
+
+
+# --- claim, load, prepare -------------------------------------------------------------------------------------------
+
+
+def _claim(runtime: Runtime, batch_id: int) -> tuple[Claim, Plan] | None:
+    with runtime.database.transaction() as transaction:
+        claim = batches.claim(transaction, batch_id)
+        if claim is None:
+            return None
+        targets = batches.targets(transaction, claim)
+        settled = batches.settled(transaction, claim)
+        credentials = sending.credentials(transaction, claim.campaign.app_id)
+        holds = sending.holds(transaction, [ref.identity for ref in credentials.values()])
+    held = {environment for environment, ref in credentials.items() if ref.identity in holds}
+    plan = prepare(claim, targets, credentials, held)
+    missing = set(claim.device_ids) - settled - {target.device_id for target in targets}
+    plan.finals += [Final(device_id=id, outcome=Outcome.SKIPPED, reason="Moved", attempts=0) for id in sorted(missing)]
+    plan.held_until = max(holds.values(), default=None)
+    return claim, plan
+
+
+def prepare(
+    claim: Claim,
+    targets: Iterable[Target],
+    credentials: dict[Environment, CredentialRef],
+    held: set[Environment],
+) -> Plan:
+    """Make the pushes of a claim. A device can only be removed here, as skipped with a cause, or wait its rest out."""
+    campaign, plan = claim.campaign, Plan()
+    for target in targets:
+        if campaign.expiration is not None and campaign.expiration <= claim.loaded_at:
+            plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
+        elif (cause := _skip_cause(target, campaign.headers.push_type, credentials)) is not None:
+            plan.finals.append(_removed(target, Outcome.SKIPPED, cause))
+        elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
+            _wait(plan, target, target.blocklisted_until, campaign.expiration)
+        elif target.environment in held:
+            plan.untouched.append(target.device_id)
+        else:
+            push = Push(
+                token=target.token,
+                apns_id=delivery_apns_id(campaign.id, target.device_id),
+                payload=campaign.payload,
+                headers=campaign.headers,
+            )
+            plan.pushes.append(Planned(target=target, push=push, credential=credentials[target.environment]))
+    return plan
+
+
+def delivery_apns_id(campaign_id: int, device_id: int) -> str:
+    """The apns-id of a delivery: a version 8 UUID (RFC 9562) of the campaign's and the device's ids, the same for
+    every attempt, so that APNs's answers, Apple's console and our rows can be joined."""
+    text = f"{campaign_id & 0xFFFF_FFFF_FFFF:012x}8000{0x8000_0000_0000_0000 | device_id:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _skip_cause(target: Target, push_type: PushType, credentials: dict[Environment, CredentialRef]) -> str | None:
+    if target.environment not in credentials:
+        return "NoCredential"
+    if push_type in _ALERT_TYPES and target.authorization == "denied":
+        return "NotReachable"
+    return _SKIPPED.get(target.state)
+
+
+def _removed(target: Target, outcome: Outcome, reason: str) -> Final:
+    return Final(device_id=target.device_id, outcome=outcome, reason=reason, attempts=target.attempts)
+
+
+def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | None) -> None:
+    if expiration is None or until >= expiration:
+        plan.finals.append(_removed(target, Outcome.EXPIRED, "TooManyRequests"))
+    else:
+        plan.again.append(
+            Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason="TooManyRequests")
+        )
+
+
+# --- issue ----------------------------------------------------------------------------------------------------------
+
+
+def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Sent | None]:
+    """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
+    answers: list[Answer | None] = [None] * len(plan.pushes)
+    _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
+    for _ in range(RESENDS):
+        refused = [at for at, answer in enumerate(answers) if _may_resend(answer)]
+        if not refused or lease.stopped.is_set():
+            break
+        _issue_round(runtime, lease, plan, refused, answers)
+    _try_on_fresh_connection(runtime, lease, plan, answers)
+    return [
+        None if answer is None else Sent(target=one.target, push=one.push, answer=answer, credential=one.credential)
+        for one, answer in zip(plan.pushes, answers, strict=True)
+    ]
+
+
+def _issue_round(
+    runtime: Runtime, lease: Lease, plan: Plan, places: Sequence[int], answers: list[Answer | None]
+) -> None:
+    waiting = []
+    left = list(places)
+    while left:
+        granted = take_grant(runtime.database, lease.limits, len(left), lease.stopped)
+        if not granted:
+            break
+        part, left = left[:granted], left[granted:]
+        waiting += runtime.issue([plan.pushes[at] for at in part], part, lease)
+    for places_issued, future in waiting:
+        for at, answer in zip(places_issued, future.result(), strict=True):
+            answers[at] = answer
+
+
+def _may_resend(answer: Answer | None) -> bool:
+    return isinstance(answer, NotProcessed) and not answer.cause.startswith("connect")
+
+
+def _try_on_fresh_connection(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:
+    """A refused credential gets one retry on a new connection, with a single push, before it counts."""
+    doubted = [at for at, answer in enumerate(answers) if answer is not None and _doubts_connection(answer)]
+    if not doubted or lease.stopped.is_set():
+        return
+    runtime.renew_connections({plan.pushes[at].credential for at in doubted})
+    _issue_round(runtime, lease, plan, doubted[:1], answers)
+    if isinstance(answers[doubted[0]], Accepted):
+        _issue_round(runtime, lease, plan, doubted[1:], answers)
+
+
+def _doubts_connection(answer: Answer) -> bool:
+    rule = rule_for(answer)
+    return rule.fresh_connection and rule.delivery is DeliveryStep.RELEASE and rule.halt is Halt.PAUSE_APP
+
+
+# --- weigh, record --------------------------------------------------------------------------------------------------
+
+
+def _results(runtime: Runtime, lease: Lease, plan: Plan, sent: Sequence[Sent | None]) -> Results:
+    claim = lease.claim
+    terms = Terms(
+        at_least_once=claim.campaign.delivery == "at_least_once",
+        expiration=claim.campaign.expiration,
+        backoff_scale=runtime.settings.backoff_scale,
+    )
+    issued = [one for one in sent if one is not None]
+    chances = [random.random() for _ in issued]  # noqa: S311
+    results = weigh(claim, issued, terms=terms, now=lease.now(), chances=chances)
+    results.finals += plan.finals
+    results.again += plan.again
+    results.untouched += plan.untouched
+    if plan.held_until is not None:
+        results.rest = max(0.0, (plan.held_until - claim.loaded_at).total_seconds())
+    results.untouched += [one.target.device_id for one, gone in zip(plan.pushes, sent, strict=True) if gone is None]
+    return results
+
+
+def _record(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
+    """Write the results, for as long as it takes: answers are facts that must not be lost with the database away."""
+    pause = 0.1
+    while True:
+        try:
+            with runtime.database.transaction() as transaction:
+                return record(transaction, claim, results, scale=runtime.settings.backoff_scale)
+        except (*TRANSIENT, DatabaseUnavailableError) as error:
+            log.warning("record_delayed", batch=claim.batch_id, error=type(error).__name__, seconds=pause)
+            time.sleep(pause * (0.5 + random.random()))  # noqa: S311
+            pause = min(pause * 2, 5.0)
+
+
+def _give_back(runtime: Runtime, claim: Claim) -> None:
+    """After an error of our own: the batch is offered again later, and the error is raised for all to see."""
+    try:
+        with runtime.database.transaction() as transaction:
+            delay = min(2.0 ** min(claim.setbacks, 6), 60.0)
+            batches.release(transaction, claim, delay=delay, setbacks=min(claim.setbacks + 1, 100))
+    except (*TRANSIENT, DatabaseUnavailableError) as error:
+        log.warning("release_failed", batch=claim.batch_id, error=type(error).__name__)

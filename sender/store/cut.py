@@ -1,0 +1,191 @@
+"""Cutting the audience into batches by keyset, publishing them, and gathering due retries into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from sender.audience import Segment
+from sender.model import PushType
+from sender.store.batches import as_array
+from sender.store.database import Transaction
+from sender.store.segments import compile_segment, reachable
+from sender.store.tables import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutting:
+    """How far a campaign is cut; its row is held until the transaction ends."""
+
+    id: int
+    key: str
+    app_id: int
+    segment: Segment
+    push_type: PushType
+    rate: float | None
+    batch_size: int
+    cursor: int
+    limit: int
+    finished: bool
+    audience_estimate: int
+    low_batch_id: int
+    now: datetime
+
+
+_HOLD = """
+SELECT c.id, c.key, c.app_id, c.segment, c.push_type, c.rate, c.batch_size, c.cut_cursor AS cursor,
+       c.cut_limit AS limit, c.cut_finished AS finished, c.audience_estimate, c.low_batch_id, c.started_at AS now
+FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+WHERE c.id = %s AND c.state = 'running' AND a.state = 'active'
+FOR UPDATE OF c SKIP LOCKED
+"""
+
+_LOW = """
+SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1) - 1,
+       count(*) FILTER (WHERE state <> 'done')
+FROM {s}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
+"""
+
+_RENEW = """
+UPDATE {s}.campaigns SET low_batch_id = %(low)s, fanout_until = now() + make_interval(secs => %(seconds)s)
+WHERE id = %(campaign)s
+"""
+
+_INSERT = """
+INSERT INTO {s}.batches (campaign_id, kind, device_ids, size)
+SELECT %(campaign)s, %(kind)s, ids::bigint[], cardinality(ids::bigint[]) FROM unnest(%(arrays)s::text[]) AS ids
+RETURNING id
+"""
+
+_ADVANCE = """
+UPDATE {s}.campaigns SET cut_cursor = %(cursor)s, cut_finished = %(finished)s, cut_devices = cut_devices + %(devices)s
+WHERE id = %(campaign)s
+"""
+
+_PUBLISHABLE = """
+UPDATE {s}.batches b SET published_at = now()
+FROM (
+    SELECT id FROM {s}.batches
+    WHERE campaign_id = %(campaign)s AND id > %(low)s AND state = 'open' AND published_at IS NULL
+      AND (due_at IS NULL OR due_at <= now())
+    ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+) AS open
+WHERE b.id = open.id
+RETURNING b.id
+"""
+
+_STRAGGLING = """
+SELECT DISTINCT c.id, c.key, c.low_batch_id, c.audience_estimate
+FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id
+WHERE c.state = 'running' AND a.state = 'active' AND b.state = 'open' AND b.published_at IS NULL
+  AND (b.due_at IS NULL OR b.due_at <= now())
+  AND (c.fanout_until IS NULL OR c.fanout_until < now() OR c.cut_finished)
+"""
+
+_FORGET_PUBLISHED = """
+UPDATE {s}.batches b SET published_at = NULL
+FROM {s}.campaigns c
+WHERE c.id = b.campaign_id AND c.state = 'running' AND b.id > c.low_batch_id AND b.state = 'open'
+  AND b.published_at < now() - make_interval(secs => %s)
+"""
+
+_DUE_RETRIES = """
+SELECT r.campaign_id, r.device_id FROM {s}.retries r
+JOIN {s}.campaigns c ON c.id = r.campaign_id JOIN {s}.apps a ON a.id = c.app_id
+WHERE r.batch_id IS NULL AND r.due_at <= now() AND c.state = 'running' AND a.state = 'active'
+ORDER BY r.due_at LIMIT %s FOR UPDATE OF r SKIP LOCKED
+"""
+
+_BATCH_SIZES = "SELECT id, rate, batch_size FROM {s}.campaigns WHERE id = ANY(%s)"
+
+_ASSIGN = """
+UPDATE {s}.retries r SET batch_id = %(batch)s
+FROM unnest(%(ids)s::bigint[]) AS i(id) WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id
+"""
+
+
+def hold(transaction: Transaction, campaign_id: int) -> Cutting | None:
+    """The campaign's cut, for this transaction alone; None when it does not run or somebody else is at it."""
+    row = transaction.row(_HOLD, (campaign_id,))
+    if row is None:
+        return None
+    return Cutting(**row | {"segment": Segment.from_json(row["segment"]), "push_type": PushType(row["push_type"])})
+
+
+def open_batches(transaction: Transaction, cutting: Cutting, *, seconds: float) -> int:
+    """How many batches are open or claimed; also moves the campaign's low-water mark up and renews the fan-out's
+    reservation by `seconds`."""
+    low, count = transaction.execute(_LOW, {"campaign": cutting.id, "low": cutting.low_batch_id}).fetchone() or (0, 0)
+    transaction.execute(_RENEW, {"campaign": cutting.id, "low": low, "seconds": seconds})
+    return int(count)
+
+
+def cut(transaction: Transaction, cutting: Cutting, *, size: int, batches: int, window: int) -> tuple[int, bool]:
+    """Cut at most `batches` batches of `size` devices, looking at no more than `window` ids.
+
+    Returns (devices cut, whether the audience is cut to its end).
+    """
+    device = Device.__table__  # type: ignore[attr-defined]
+    top = min(cutting.cursor + window, cutting.limit)
+    wanted = size * batches
+    statement = (
+        sa.select(device.c.id)
+        .where(
+            device.c.app_id == cutting.app_id,
+            device.c.id > cutting.cursor,
+            device.c.id <= top,
+            reachable(cutting.push_type),
+            compile_segment(cutting.segment, cutting.app_id, cutting.now),
+        )
+        .order_by(device.c.id)
+        .limit(wanted)
+    )
+    ids = [id for (id,) in transaction.execute(statement)]
+    full = len(ids) == wanted
+    cursor = ids[-1] if full else top
+    if ids:
+        insert(transaction, cutting.id, "first", [ids[at : at + size] for at in range(0, len(ids), size)])
+    transaction.execute(
+        _ADVANCE,
+        {"campaign": cutting.id, "cursor": cursor, "finished": cursor >= cutting.limit, "devices": len(ids)},
+    )
+    return len(ids), cursor >= cutting.limit
+
+
+def insert(transaction: Transaction, campaign_id: int, kind: str, batches: Sequence[Sequence[int]]) -> list[int]:
+    """Write batches; returns their ids."""
+    values = {"campaign": campaign_id, "kind": kind, "arrays": [as_array(ids) for ids in batches]}
+    return [id for (id,) in transaction.execute(_INSERT, values)]
+
+
+def publishable(transaction: Transaction, campaign_id: int, low: int, *, most: int) -> list[int]:
+    """Open batches that are due and not published, now marked as published (a hint: the message may yet be lost)."""
+    return [id for (id,) in transaction.execute(_PUBLISHABLE, {"campaign": campaign_id, "low": low, "most": most})]
+
+
+def straggling(transaction: Transaction) -> list[tuple[int, str, int, int]]:
+    """Campaigns with open batches that no fan-out will publish: (id, key, low-water mark, audience)."""
+    return [(id, key, low, audience) for id, key, low, audience in transaction.execute(_STRAGGLING)]
+
+
+def forget_published(transaction: Transaction, *, seconds: float) -> int:
+    """Take back the hint from batches that were published `seconds` ago and that nobody took: the message is lost."""
+    return transaction.execute(_FORGET_PUBLISHED, (seconds,)).rowcount
+
+
+def gather_retries(transaction: Transaction, *, most: int, size_at: Callable[[float | None, int], int]) -> int:
+    """Put due retries into batches of their campaigns; returns how many."""
+    by_campaign: dict[int, list[int]] = {}
+    for campaign_id, device_id in transaction.execute(_DUE_RETRIES, (most,)):
+        by_campaign.setdefault(campaign_id, []).append(device_id)
+    for campaign_id, rate, wanted in transaction.execute(_BATCH_SIZES, (list(by_campaign),)).fetchall():
+        ids = sorted(by_campaign[campaign_id])
+        size = size_at(rate, wanted)
+        groups = [ids[at : at + size] for at in range(0, len(ids), size)]
+        for batch_id, group in zip(insert(transaction, campaign_id, "retry", groups), groups, strict=True):
+            transaction.execute(_ASSIGN, {"batch": batch_id, "ids": group, "campaign": campaign_id})
+    return sum(map(len, by_campaign.values()))

@@ -1,0 +1,200 @@
+"""The ledger: one final row per campaign and device, whoever writes it and however often. What was really inserted is
+counted on the batch row in the same transaction, so that counts and ledger cannot drift apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date
+
+from sender.policy.states import Outcome
+from sender.policy.verdict import Again, Final
+from sender.store.batches import Claim
+from sender.store.database import Transaction
+
+_SENT = """
+WITH written AS (
+    INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, status, attempts, outcome)
+    SELECT %(day)s, %(campaign)s, unnest(%(ids)s::bigint[]), 200, 1, 'sent'
+    ON CONFLICT DO NOTHING RETURNING 1
+) SELECT count(*) FROM written
+"""
+
+_FINALS = """
+WITH written AS (
+    INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, status, attempts, outcome, reason)
+    SELECT %(day)s, %(campaign)s, *
+    FROM unnest(%(ids)s::bigint[], %(statuses)s::smallint[], %(attempts)s::smallint[], %(outcomes)s::text[],
+                %(reasons)s::text[])
+    ON CONFLICT DO NOTHING RETURNING outcome, reason
+) SELECT outcome, reason, count(*) FROM written GROUP BY outcome, reason
+"""
+
+_COUNT = """
+UPDATE {s}.batches SET
+    sent = sent + %(sent)s, rejected = rejected + %(rejected)s, skipped = skipped + %(skipped)s,
+    expired = expired + %(expired)s, unknown = unknown + %(unknown)s, cancelled = cancelled + %(cancelled)s,
+    failed = failed + %(failed)s,
+    reasons = CASE WHEN %(reasons)s::jsonb = '{}' THEN reasons ELSE (
+        SELECT jsonb_object_agg(key, total) FROM (
+            SELECT key, sum(value::bigint) AS total
+            FROM (SELECT * FROM jsonb_each_text(reasons)
+                  UNION ALL SELECT * FROM jsonb_each_text(%(reasons)s::jsonb)) AS old_and_new
+            GROUP BY key
+        ) AS summed) END
+WHERE id = %(batch)s
+"""
+
+_END_RETRIES = "DELETE FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s)"
+
+_AGAIN = """
+INSERT INTO {s}.retries (campaign_id, device_id, due_at, attempts, reason, status)
+SELECT %(campaign)s, * FROM unnest(%(ids)s::bigint[], %(dues)s::timestamptz[], %(attempts)s::smallint[],
+                                   %(reasons)s::text[], %(statuses)s::smallint[])
+ON CONFLICT (campaign_id, device_id) DO UPDATE
+SET due_at = excluded.due_at, attempts = excluded.attempts, reason = excluded.reason, status = excluded.status,
+    batch_id = NULL
+"""
+
+_ENDING = """
+SELECT c.id, c.state, c.started_on, c.low_batch_id FROM {s}.campaigns c
+WHERE c.state IN ('cancelled', 'failed') AND c.finished_at IS NULL AND c.started_on IS NOT NULL
+"""
+
+_OPEN_OF = """
+SELECT id, device_ids FROM {s}.batches
+WHERE campaign_id = %s AND id > %s AND state = 'open' ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED
+"""
+
+_CLOSE_BATCH = """
+UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now() WHERE id = %s AND state = 'open'
+"""
+
+_LAST_RETRIES = """
+DELETE FROM {s}.retries r WHERE r.campaign_id = %s AND (r.batch_id IS NULL OR NOT EXISTS (
+    SELECT FROM {s}.batches b WHERE b.id = r.batch_id AND b.state = 'claimed'))
+RETURNING r.device_id, r.attempts, r.status
+"""
+
+_FIRST_BATCH = "SELECT min(id) FROM {s}.batches WHERE campaign_id = %s"
+
+
+def record(transaction: Transaction, claim: Claim, finals: Iterable[Final], *, retried: bool) -> dict[str, int]:
+    """Write the finals of a claim that have none yet, and count them on its batch. Returns what was counted, by
+    outcome. `retried`: whether rows of the retries may have to go."""
+    return write(
+        transaction,
+        batch_id=claim.batch_id,
+        campaign_id=claim.campaign.id,
+        started_on=claim.campaign.started_on,
+        finals=finals,
+        retried=retried,
+    )
+
+
+def write(
+    transaction: Transaction,
+    *,
+    batch_id: int,
+    campaign_id: int,
+    started_on: date,
+    finals: Iterable[Final],
+    retried: bool,
+) -> dict[str, int]:
+    """Write finals and count those that were new on a batch; see `record`."""
+    sent: list[int] = []
+    others: list[Final] = []
+    for final in finals:
+        if final.outcome is Outcome.SENT and final.attempts == 1 and final.status == 200:
+            sent.append(final.device_id)
+        else:
+            others.append(final)
+    counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+    reasons: dict[str, int] = {}
+    key = {"day": started_on, "campaign": campaign_id}
+    if sent:
+        row = transaction.execute(_SENT, key | {"ids": sent}).fetchone()
+        counts[Outcome.SENT.value] += row[0] if row else 0
+    if others:
+        for outcome, reason, count in transaction.execute(_FINALS, key | _columns(others)):
+            counts[outcome] += count
+            if reason:
+                reasons[reason] = reasons.get(reason, 0) + count
+    if retried and (sent or others):
+        transaction.execute(_END_RETRIES, (campaign_id, sent + [final.device_id for final in others]))
+    if any(counts.values()):
+        transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons)})
+    return {outcome: count for outcome, count in counts.items() if count}
+
+
+def postpone(transaction: Transaction, claim: Claim, again: Sequence[Again]) -> None:
+    """Have deliveries of a claim wait in the retries."""
+    if not again:
+        return
+    transaction.execute(
+        _AGAIN,
+        {
+            "campaign": claim.campaign.id,
+            "ids": [item.device_id for item in again],
+            "dues": [item.due_at for item in again],
+            "attempts": [item.attempts for item in again],
+            "reasons": [item.reason for item in again],
+            "statuses": [item.status for item in again],
+        },
+    )
+
+
+def end_open(transaction: Transaction) -> int:
+    """Record what cancelled and failed campaigns will not send any more; returns how many deliveries.
+
+    Claimed batches are left to their workers, which stop, record and release; the next call takes them.
+    """
+    ended = 0
+    for campaign_id, state, started_on, low in transaction.execute(_ENDING).fetchall():
+        outcome, reason = (
+            (Outcome.CANCELLED, "Cancelled") if state == "cancelled" else (Outcome.FAILED, "CampaignFailed")
+        )
+        for batch_id, device_ids in transaction.execute(_OPEN_OF, (campaign_id, low)).fetchall():
+            finals = [Final(device_id=id, outcome=outcome, reason=reason, attempts=0) for id in device_ids]
+            counted = write(
+                transaction,
+                batch_id=batch_id,
+                campaign_id=campaign_id,
+                started_on=started_on,
+                finals=finals,
+                retried=True,
+            )
+            transaction.execute(_CLOSE_BATCH, (batch_id,))
+            ended += sum(counted.values())
+        ended += _end_retries(transaction, campaign_id, started_on, outcome, reason)
+    return ended
+
+
+def _end_retries(transaction: Transaction, campaign_id: int, started_on: date, outcome: Outcome, reason: str) -> int:
+    rows = transaction.execute(_LAST_RETRIES, (campaign_id,)).fetchall()
+    if not rows:
+        return 0
+    first = transaction.execute(_FIRST_BATCH, (campaign_id,)).fetchone()
+    finals = [
+        Final(device_id=id, outcome=outcome, reason=reason, status=status, attempts=attempts)
+        for id, attempts, status in rows
+    ]
+    counted = write(
+        transaction,
+        batch_id=first[0] if first else 0,
+        campaign_id=campaign_id,
+        started_on=started_on,
+        finals=finals,
+        retried=False,
+    )
+    return sum(counted.values())
+
+
+def _columns(finals: Sequence[Final]) -> dict[str, list[object]]:
+    return {
+        "ids": [final.device_id for final in finals],
+        "statuses": [final.status for final in finals],
+        "attempts": [final.attempts for final in finals],
+        "outcomes": [final.outcome.value for final in finals],
+        "reasons": [final.reason for final in finals],
+    }

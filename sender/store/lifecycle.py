@@ -1,0 +1,143 @@
+"""The moves of a campaign that the system makes: start, miss, complete, fail, pause. Each is a compare-and-set: zero
+rows changed is a normal answer. (What people ask for is in `store.campaigns`.)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from sender.audience import Segment
+from sender.model import PushType
+from sender.policy.states import CAMPAIGN_MOVES, CampaignState, sources
+from sender.store.database import Transaction
+from sender.store.segments import AudienceCount, count_audience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A scheduled campaign whose time has come."""
+
+    id: int
+    key: str
+    late: bool  # later than its grace allows
+    today: date  # in UTC, by the database's clock
+
+
+_DUE = """
+SELECT id, key, coalesce(send_at, created_at) + make_interval(secs => grace) < now() AND send_at IS NOT NULL AS late,
+       (now() AT TIME ZONE 'UTC')::date AS today
+FROM {s}.campaigns
+WHERE state = 'scheduled' AND (send_at IS NULL OR send_at <= now())
+ORDER BY send_at NULLS FIRST, id LIMIT 100
+"""
+
+_AUDIENCE = "SELECT app_id, segment, push_type, now() AS now FROM {s}.campaigns WHERE id = %s"
+
+_START = """
+UPDATE {s}.campaigns
+SET state = 'running', state_reason = NULL, state_actor = 'system', epoch = epoch + 1, started_at = now(),
+    started_on = (now() AT TIME ZONE 'UTC')::date,
+    expiration = CASE WHEN expires_in > 0 THEN date_trunc('second', now()) + make_interval(secs => expires_in) END,
+    cut_limit = (SELECT coalesce(max(id), 0) FROM {s}.devices),
+    audience_estimate = %(estimate)s, exclusions = %(exclusions)s::jsonb
+WHERE id = %(id)s AND state = ANY(%(from)s) AND (now() AT TIME ZONE 'UTC')::date = %(today)s
+RETURNING id
+"""
+
+_MOVE = """
+UPDATE {s}.campaigns
+SET state = %(to)s, state_reason = %(reason)s, state_actor = 'system', epoch = epoch + 1
+WHERE id = %(id)s AND state = ANY(%(from)s)
+RETURNING id
+"""
+
+_SETTLE = """
+UPDATE {s}.campaigns c SET state = CASE WHEN c.state = 'running' THEN 'completed' ELSE c.state END,
+    state_reason = CASE WHEN c.state = 'running' THEN NULL ELSE c.state_reason END,
+    epoch = epoch + 1, finished_at = now(), cut_finished = true
+WHERE c.finished_at IS NULL
+  AND (c.state = 'running' AND c.cut_finished OR c.state IN ('cancelled', 'failed', 'missed'))
+  AND NOT EXISTS (
+      SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
+  AND NOT EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = c.id)
+RETURNING c.id, c.key, c.state
+"""
+
+_FANOUT_WANTED = """
+UPDATE {s}.campaigns c SET fanout_until = now() + make_interval(secs => %(seconds)s)
+FROM {s}.apps a
+WHERE a.id = c.app_id AND a.state = 'active' AND c.state = 'running' AND NOT c.cut_finished
+  AND (c.fanout_until IS NULL OR c.fanout_until < now())
+RETURNING c.id, c.key
+"""
+
+
+def due(transaction: Transaction) -> list[Due]:
+    """Scheduled campaigns whose time has come."""
+    return [Due(**row) for row in transaction.rows(_DUE)]
+
+
+def audience_of(transaction: Transaction, campaign_id: int) -> AudienceCount:
+    """Count whom a campaign would reach now, and whom not for which cause."""
+    (row,) = transaction.rows(_AUDIENCE, (campaign_id,))
+    return count_audience(
+        transaction, row["app_id"], Segment.from_json(row["segment"]), PushType(row["push_type"]), row["now"]
+    )
+
+
+def start(transaction: Transaction, campaign: Due, *, estimate: int, exclusions: str) -> bool:
+    """Start a campaign: fixes its expiration, its place in the ledger, and which devices it may reach.
+
+    False when somebody else did, or when midnight (UTC) has passed since `due`: the next tick finds it again.
+    """
+    return (
+        transaction.execute(
+            _START,
+            {
+                "id": campaign.id,
+                "today": campaign.today,
+                "from": [CampaignState.SCHEDULED.value],  # not paused: resuming is not starting
+                "estimate": estimate,
+                "exclusions": exclusions,
+            },
+        ).fetchone()
+        is not None
+    )
+
+
+def miss(transaction: Transaction, campaign_id: int, reason: str) -> bool:
+    """End a campaign whose start is later than its grace."""
+    return _move(transaction, campaign_id, CampaignState.MISSED, reason)
+
+
+def fail(transaction: Transaction, campaign_id: int, reason: str) -> bool:
+    """End a campaign whose message is wrong."""
+    return _move(transaction, campaign_id, CampaignState.FAILED, reason)
+
+
+def pause(transaction: Transaction, campaign_id: int, reason: str) -> bool:
+    """Pause a running campaign until a person resumes it."""
+    return _move(transaction, campaign_id, CampaignState.PAUSED, reason)
+
+
+def settle(transaction: Transaction) -> list[tuple[int, str, str]]:
+    """Finish the campaigns of which nothing is open any more: (id, key, state) of each."""
+    return [(id, key, state) for id, key, state in transaction.execute(_SETTLE)]
+
+
+def take_fanout(transaction: Transaction, *, seconds: float) -> list[tuple[int, str]]:
+    """Campaigns that nobody cuts at the moment, now reserved for `seconds`: (id, key) of each."""
+    return [(id, key) for id, key in transaction.execute(_FANOUT_WANTED, {"seconds": seconds})]
+
+
+def _move(transaction: Transaction, campaign_id: int, target: CampaignState, reason: str) -> bool:
+    return (
+        transaction.execute(
+            _MOVE, {"id": campaign_id, "to": target.value, "reason": reason, "from": list(_from(target))}
+        ).fetchone()
+        is not None
+    )
+
+
+def _from(target: CampaignState) -> set[str]:
+    return {state.value for state in sources(CAMPAIGN_MOVES, target)}

@@ -1,0 +1,117 @@
+"""The sweep: everything that must be mended, gathered or finished, again and again. Each step is safe to repeat and to
+run twice at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import structlog
+
+from sender.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish
+from sender.leases import lease_clock
+from sender.policy.pace import batch_size
+from sender.settings import Settings
+from sender.store import batches, cut, ledger, lifecycle, partitions, workers
+from sender.store.database import Database
+
+log = structlog.get_logger()
+
+#: Retries put into batches at a time.
+MOST_RETRIES = 20_000
+
+#: Seconds after which a published batch that nobody took is published again, if no message waits in the queues; and
+#: if there are some.
+LOST_AFTER, LOST_AFTER_BUSY = 5.0, 300.0
+
+#: Seconds between two rounds of the housekeeping that need not run every second.
+HOUSEKEEPING = 60.0
+
+#: Seconds after which a process that was not heard of is taken off the list.
+DEAD_AFTER = 86_400.0
+
+
+class Sweeper:
+    """One process's sweep. What it remembers of heartbeats is its own: it judges by its own clock, and a new process
+    starts to watch anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[int, tuple[UUID, int, float]] = {}
+        self._last = lease_clock()
+        self._kept_house = -HOUSEKEEPING
+
+    def run(self, database: Database, settings: Settings, publish: Publish, waiting: Callable[[], int]) -> None:
+        """One sweep. Does nothing when one is under way in this process."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._reclaim(database, settings.lease)
+            _gather(database)
+            _republish(database, publish, waiting)
+            _finish(database)
+            self._keep_house(database)
+        except Exception:
+            self._seen.clear()  # heartbeats may have stood still because the database did
+            raise
+        finally:
+            self._lock.release()
+
+    def _reclaim(self, database: Database, lease: float) -> None:
+        """Take back claims whose heartbeat stood still for a whole lease by this process's clock."""
+        now = lease_clock()
+        if now - self._last > lease / 2:  # we were away ourselves: what we remember proves nothing
+            self._seen.clear()
+        self._last = now
+        with database.transaction() as transaction:
+            claimed = batches.claimed(transaction)
+        seen = {}
+        for batch_id, owner, beats in claimed:
+            known = self._seen.get(batch_id)
+            since = known[2] if known is not None and known[:2] == (owner, beats) else now
+            seen[batch_id] = (owner, beats, since)
+        self._seen = seen
+        for batch_id, (owner, beats, since) in seen.items():
+            if now - since > lease:
+                with database.transaction() as transaction:
+                    taken = batches.reclaim(transaction, batch_id, owner, beats, lease=lease)
+                if taken:
+                    log.warning("claim_reclaimed", batch=batch_id)
+
+    def _keep_house(self, database: Database) -> None:
+        if time.monotonic() - self._kept_house < HOUSEKEEPING:
+            return
+        self._kept_house = time.monotonic()
+        partitions.ensure_ahead(database, partitions.today())
+        with database.transaction() as transaction:
+            workers.forget_dead(transaction, seconds=DEAD_AFTER)
+
+
+def _gather(database: Database) -> None:
+    with database.transaction() as transaction:
+        cut.gather_retries(transaction, most=MOST_RETRIES, size_at=batch_size)
+
+
+def _republish(database: Database, publish: Publish, waiting: Callable[[], int]) -> None:
+    """Publish open batches that no fan-out publishes: released, reclaimed, retried, or lost with the broker."""
+    after = LOST_AFTER if waiting() == 0 else LOST_AFTER_BUSY
+    with database.transaction() as transaction:
+        cut.forget_published(transaction, seconds=after)
+        straggling = cut.straggling(transaction)
+    for campaign_id, key, low, audience in straggling:
+        with database.transaction() as transaction:
+            ids = cut.publishable(transaction, campaign_id, low, most=MOST_OPEN)
+        if ids:
+            publish(key, ids, audience <= PRIORITY_AUDIENCE)
+
+
+def _finish(database: Database) -> None:
+    with database.transaction() as transaction:
+        ledger.end_open(transaction)
+    with database.transaction() as transaction:
+        settled = lifecycle.settle(transaction)
+        workers.pulse(transaction, "sweep")
+    for _, key, state in settled:
+        log.info("campaign_finished", campaign=key, state=state)

@@ -1,0 +1,41 @@
+"""The tick: starts campaigns that are due, and finds those that nobody cuts. Two at once do no harm."""
+
+from __future__ import annotations
+
+import json
+
+import structlog
+
+from sender.store import lifecycle, partitions, workers
+from sender.store.database import Database
+from sender.store.lifecycle import Due
+
+log = structlog.get_logger()
+
+#: Seconds for which a campaign is reserved for the fan-out that tick asks for; the fan-out renews it.
+RESERVED = 5.0
+
+
+def tick(database: Database) -> list[tuple[int, str]]:
+    """Start or miss what is due; returns the campaigns to fan out: (id, key) of each."""
+    with database.transaction() as transaction:
+        workers.pulse(transaction, "tick")
+        due = lifecycle.due(transaction)
+    for campaign in due:
+        _start(database, campaign)
+    with database.transaction() as transaction:
+        return lifecycle.take_fanout(transaction, seconds=RESERVED)
+
+
+def _start(database: Database, campaign: Due) -> None:
+    with database.transaction() as transaction:
+        if campaign.late:
+            if lifecycle.miss(transaction, campaign.id, "its start was missed by more than its grace"):
+                log.warning("campaign_missed", campaign=campaign.key)
+            return
+        partitions.ensure_ledger(transaction, campaign.today)
+    with database.transaction() as transaction:
+        count = lifecycle.audience_of(transaction, campaign.id)
+        started = lifecycle.start(transaction, campaign, estimate=count.total, exclusions=json.dumps(count.excluded))
+    if started:
+        log.info("campaign_started", campaign=campaign.key, audience_estimate=count.total)

@@ -1,0 +1,13 @@
+"""Send one batch."""
+
+from __future__ import annotations
+
+from sender.delivery import send_batch
+from tasks import app
+from tasks.process import runtime
+
+
+@app.task(name="sender.send")
+def send(*, batch: int, campaign: str) -> dict[str, int | str]:
+    """Send the batch, if it is still there to be sent. `campaign` is for people who search Flower."""
+    return send_batch(runtime(), batch)
