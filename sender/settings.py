@@ -110,14 +110,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises `ConfigurationError`, with every fault in it.
     """
-    try:
-        settings = Settings(**overrides)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"SENDER_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_context=False, include_url=False)
-        )
-        raise ConfigurationError(f"settings: {faults}") from None
+    settings = read_settings(**overrides)
     running = running_servers(settings.data_dir)
     found = {
         name: SecretStr(running[name])
@@ -125,6 +118,24 @@ def load_settings(**overrides: Any) -> Settings:
         if getattr(settings, name) is None and running.get(name)
     }
     return settings.model_copy(update=found) if found else settings
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read the settings from arguments and environment alone. Raises `ConfigurationError`, with every fault in it."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"SENDER_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_context=False, include_url=False)
+        )
+        raise ConfigurationError(f"settings: {faults}") from None
+
+
+def unknown_variables() -> list[str]:
+    """SENDER_ variables of the environment that are no settings: most likely misspelt."""
+    known = {f"SENDER_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("SENDER_") and name not in known)
 
 
 def running_servers(data_dir: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ def launch(
     environment: Mapping[str, str],
     account: Account | None = None,
     stdin: int = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that Ctrl-C in our terminal does not reach, with its output appended to a log (mode 0600)."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -36,6 +36,7 @@ def launch(
             env=dict(environment),
             start_new_session=True,
             umask=0o077,
+            pass_fds=pass_fds,
             **(account.options() if account else {}),
         )
     finally:
@@ -101,9 +102,3 @@ def running_in(folder: Path, program: str) -> list[psutil.Process]:
             if process.name() == program and Path(process.cwd()) == wanted:
                 found.append(process)
     return found
-
-
-def wait_until_gone(processes: Sequence[psutil.Process], seconds: float) -> bool:
-    """Whether all of them ended in time."""
-    deadline = time.monotonic() + seconds
-    return not psutil.wait_procs(processes, timeout=max(0.0, deadline - time.monotonic()))[1]

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -63,8 +64,11 @@ class Postgres:
 
     name = "postgres"
 
-    def __init__(self, data: DataDirectory, *, durable: bool = True) -> None:
+    def __init__(
+        self, data: DataDirectory, *, durable: bool = True, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self._data = data
+        self._pause = pause  # sleeps while starting; may raise to give up
         self._durable = durable
         self._home: Home | None = None
         self._sockets: Path | None = None
@@ -136,7 +140,7 @@ class Postgres:
             self._process = launch(argv, log=log, cwd=Path("/"), environment=server_environment(), account=home.account)
             if self._answers(self._process, since, log):
                 return
-            time.sleep(0.2)  # backends of a killed server are about to notice that it is gone
+            self._pause(0.2)  # backends of a killed server are about to notice that it is gone
         raise StackError(f"PostgreSQL did not start; the end of {log}:\n{tail(log)}")
 
     def _answers(self, process: subprocess.Popen[bytes], since: int, log: Path) -> bool:
@@ -159,7 +163,7 @@ class Postgres:
                 if "shared memory block" in words and "in use" in words:
                     return False
                 raise StackError(f"PostgreSQL ended with status {process.returncode}; the end of {log}:\n{words}")
-            time.sleep(0.02)
+            self._pause(0.02)
 
     def _superuser_connection(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(

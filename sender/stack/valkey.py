@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,8 +37,11 @@ class Valkey:
 
     name = "valkey"
 
-    def __init__(self, data: DataDirectory, *, durable: bool = True) -> None:
+    def __init__(
+        self, data: DataDirectory, *, durable: bool = True, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self._data = data
+        self._pause = pause  # sleeps while starting; may raise to give up
         self._durable = durable
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +101,7 @@ class Valkey:
         while process.poll() is None:
             if self._answers(process):
                 return True
-            time.sleep(0.02)
+            self._pause(0.02)
         words = tail(log, since)
         if "already in use" in words:
             return False

@@ -1,0 +1,128 @@
+"""The command lines of workers, beat and Flower: `celery -A tasks …` with the right options, run anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from sender.errors import ConfigurationError, MissingExtraError
+from sender.settings import Settings
+from sender.stack.run_celery import root
+
+PROGRAM = "sender.stack.run_celery"
+#: What Celery's own command line takes from the environment, before its app's configuration.
+CELERYS_OWN = ("BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
+CELERYS_PREFIX = "CELERY_"
+
+
+class Role(StrEnum):
+    """What a process is there for; it finds it in SENDER_ROLE."""
+
+    CAMPAIGN = "campaign"  # sends batches of campaigns
+    PRIORITY = "priority"  # sends single pushes
+    CONTROL = "control"  # tick, fan-out and sweep
+    ALL = "all"  # the three of them in one process: for very small installations
+    BEAT = "beat"
+    FLOWER = "flower"
+
+
+WORKERS = (Role.CAMPAIGN, Role.PRIORITY, Role.CONTROL)
+LIGHT_THREADS = {Role.PRIORITY: 4, Role.CONTROL: 16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A process to start. Passwords travel in its environment, never in its arguments."""
+
+    name: str
+    role: Role
+    argv: tuple[str, ...]
+    environment: dict[str, str] = field(repr=False)
+
+
+def worker_command(
+    settings: Settings, role: Role, *, name: str, concurrency: int | None = None, node: str | None = None
+) -> Command:
+    """A Celery worker on threads for the queues of a role. `node` is what Flower calls it, unique on its host."""
+    _need("celery", "a worker", "worker")
+    _need("aioapns", "a worker", "worker")
+    roles = WORKERS if role is Role.ALL else (role,)
+    threads = concurrency or sum(LIGHT_THREADS.get(each, settings.worker_threads) for each in roles)
+    arguments = ["worker", "--pool", "threads", "--concurrency", str(threads)]
+    arguments += ["--queues", ",".join(settings.queue(each) for each in roles)]
+    arguments += ["--without-gossip", "--without-mingle", "--task-events"]
+    arguments += ["--hostname", f"{node or name}@%h", "--loglevel", settings.log_level]
+    return _command(settings, role, name, arguments)
+
+
+def beat_command(settings: Settings, *, name: str = "beat") -> Command:
+    """Celery beat; when it last ran what is remembered in the data directory."""
+    _need("celery", "beat", "worker")
+    schedule = settings.data_dir.absolute() / "beat-schedule"
+    arguments = ["beat", "--schedule", str(schedule), "--pidfile=", "--loglevel", settings.log_level]
+    return _command(settings, Role.BEAT, name, arguments)
+
+
+def flower_command(settings: Settings, *, port: int, password: str, name: str = "flower") -> Command:
+    """Flower with basic authentication. Raises `ConfigurationError` for a user or password that Flower cannot take."""
+    _need("flower", "Flower", "flower")
+    _need("aioapns", "Flower (it reads the tasks)", "worker")
+    credentials = f"{settings.flower_user}:{password}"
+    if "," in credentials or ":" in settings.flower_user:
+        raise ConfigurationError(
+            "SENDER_FLOWER_USER and SENDER_FLOWER_PASSWORD: Flower takes no comma in them, nor a colon in the user"
+        )
+    conf = root() / "config" / "flowerconfig.py"
+    arguments = ["flower", f"--conf={conf}", f"--address={settings.flower_address}", f"--port={port}"]
+    given = settings.model_copy(update={"flower_password": SecretStr(password), "flower_port": port})
+    command = _command(given, Role.FLOWER, name, arguments)
+    command.environment["FLOWER_BASIC_AUTH"] = credentials
+    return command
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The settings as SENDER_* variables that give the same settings again, from any working directory."""
+    values: dict[str, str] = {}
+    for name in Settings.model_fields:
+        match getattr(settings, name):
+            case None:
+                continue
+            case SecretStr() as value:
+                text = value.get_secret_value()
+            case Path() as value:
+                text = str(value.absolute())
+            case value:
+                text = str(value)
+        values[f"SENDER_{name.upper()}"] = text
+    return values
+
+
+def exec_command(command: Command) -> None:
+    """Become the process. Does not return."""
+    os.chdir("/")  # neutral: a project's own packages are not beside it
+    os.execve(command.argv[0], command.argv, command.environment)  # noqa: S606 - that is the point
+
+
+def _command(settings: Settings, role: Role, name: str, arguments: Sequence[str]) -> Command:
+    ours = {f"SENDER_{field.upper()}" for field in Settings.model_fields}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ours and key not in CELERYS_OWN and not key.startswith(CELERYS_PREFIX)
+    }
+    environment = inherited | settings_environment(settings)
+    environment |= {"SENDER_ROLE": str(role), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    argv = (sys.executable, "-P", "-m", PROGRAM, *arguments)
+    return Command(name=name, role=role, argv=argv, environment=environment)
+
+
+def _need(module: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(what, extra)

@@ -1,0 +1,65 @@
+"""Being told to stop: the first signal asks to drain, the second to end at once."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
+    """Raised by `pause` when a signal came while starting."""
+
+
+class StopSignals:
+    """Counts stop signals while it is entered, and sleeps so that a signal ends the sleep. Main thread only."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+        self._reader, self._writer = -1, -1
+
+    def pause(self, seconds: float) -> None:
+        """Sleep while something starts. Raises `Stopped` when a stop signal came."""
+        if not self.count:
+            self.sleep(seconds)
+        if self.count:
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or until the next signal."""
+        deadline = time.monotonic() + seconds
+        before = self.count
+        while self.count == before and (left := deadline - time.monotonic()) > 0:
+            if select.select([self._reader], [], [], left)[0]:
+                os.read(self._reader, 512)
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._before = {signum: signal.signal(signum, self._count) for signum in STOPPING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _count(self, signum: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def _pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
