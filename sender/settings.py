@@ -135,7 +135,11 @@ def read_settings(**overrides: Any) -> Settings:
 def unknown_variables() -> list[str]:
     """SENDER_ variables of the environment that are no settings: most likely misspelt."""
     known = {f"SENDER_{name.upper()}" for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith("SENDER_") and name not in known)
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith("SENDER_") and not name.startswith("SENDER_TEST_") and name not in known
+    )
 
 
 def running_servers(data_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""What `sender doctor` looks at: small checks that give findings, each with what to do about it."""
+
+from __future__ import annotations
+
+from sender.doctor.examination import examine, examine_here
+from sender.doctor.findings import Finding, Status
+
+__all__ = ["Finding", "Status", "examine", "examine_here"]

@@ -1,0 +1,219 @@
+"""Credentials as this host sees them, the way to APNs's servers, and one push to a made-up token."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from sender.apns.credentials import check_credential
+from sender.doctor.findings import Finding, Snapshot, failed, ok, warning
+from sender.doctor.work import alive
+from sender.errors import CredentialError, MissingExtraError
+from sender.model import (
+    Accepted,
+    Answer,
+    CredentialRef,
+    Environment,
+    NotProcessed,
+    Push,
+    PushHeaders,
+    PushType,
+    Rejected,
+    Unknown,
+)
+from sender.policy.outcomes import Halt, TokenStep, rule_for
+from sender.settings import Settings
+
+if TYPE_CHECKING:
+    from sender.apns.client import Clients
+
+_NETWORK = "open TCP port 443 (or 2197) to it, or set SENDER_APNS_PROXY_URL"
+
+
+def check_credentials(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
+    """Whether every credential can be read here and serves its app. Where only the workers have the files, their word
+    counts."""
+    if not snapshot.apps:
+        yield warning("credentials", "there is no app yet", "add one: `sender apps add`")
+    readable = {
+        identity for worker in alive(snapshot, lease) for identity, fault in worker.credentials.items() if fault is None
+    }
+    for app in snapshot.apps:
+        if not app.credentials:
+            advice = f"give it one: `sender apps set-credential {app.bundle_id}`"
+            yield failed("credentials", f"{app.bundle_id} has none", advice)
+        for ref in app.credentials:
+            yield from _credential(app.bundle_id, ref, snapshot, known_elsewhere=ref.identity in readable)
+
+
+def _credential(bundle_id: str, ref: CredentialRef, snapshot: Snapshot, *, known_elsewhere: bool) -> Iterator[Finding]:
+    what = f"{bundle_id} {ref.environment}"
+    try:
+        report = check_credential(ref, bundle_id, snapshot.taken_at)
+    except CredentialError as error:
+        if known_elsewhere:
+            yield warning("credentials", f"{what}: not usable here, but a worker can: {error}", "nothing to do")
+        else:
+            remedy = f"mend the file, or replace it: `sender apps set-credential {bundle_id}`"
+            yield failed("credentials", f"{what}: {error}", remedy)
+        return
+    for word in report.warnings:
+        yield warning("credentials", f"{what}: {word}", f"replace it in time: `sender apps set-credential {bundle_id}`")
+    end = f", ends {report.ends_at:%Y-%m-%d}" if report.ends_at else ""
+    yield ok("credentials", f"{what}: {report.kind} {report.key_id or report.subject}{end}")
+
+
+# --- the way there ---------------------------------------------------------------------------------------------------
+
+
+def check_reachable(settings: Settings, snapshot: Snapshot) -> Iterator[Finding]:
+    """Whether TCP, the proxy if there is one, and TLS with HTTP/2 lead to the servers of the environments in use."""
+    used = {ref.environment for app in snapshot.apps for ref in app.credentials} or set(Environment)
+    for environment in Environment:
+        if environment in used:
+            yield _reach(settings, environment)
+
+
+def _reach(settings: Settings, environment: Environment) -> Finding:
+    url = urlsplit(host_url(settings, environment))
+    where = f"{environment} {url.hostname}:{url.port or 443}"
+    through = " through the proxy" if settings.apns_proxy_url else ""
+    started = time.monotonic()
+    try:
+        protocol = _handshake(settings, url)
+    except ssl.SSLCertVerificationError as error:
+        advice = "set SENDER_APNS_CA_FILE to the CA of the simulator or inspecting proxy"
+        return failed("apns", f"{where}: TLS: {error.verify_message}", advice)
+    except (OSError, ValueError) as error:
+        return failed("apns", f"{where} cannot be reached{through}: {_word(error)}", _NETWORK)
+    if protocol != "h2":
+        advice = "something between here and APNs takes the connection apart: let it pass untouched"
+        return failed("apns", f"{where} does not speak HTTP/2{through}", advice)
+    return ok("apns", f"{where} reached{through} in {(time.monotonic() - started) * 1000:.0f} ms")
+
+
+def host_url(settings: Settings, environment: Environment) -> str:
+    """Where an environment's requests go."""
+    production = environment is Environment.PRODUCTION
+    return settings.apns_production_url if production else settings.apns_sandbox_url
+
+
+def _handshake(settings: Settings, url: SplitResult) -> str | None:
+    """Connect and shake hands within SENDER_APNS_CONNECT_TIMEOUT a step. Returns the protocol that was agreed on."""
+    context = ssl.create_default_context(cafile=settings.apns_ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    host, port = url.hostname or "", url.port or 443
+    limit = settings.apns_connect_timeout
+    if settings.apns_proxy_url:
+        raw = _through_proxy(urlsplit(settings.apns_proxy_url.get_secret_value()), host, port, limit)
+    else:
+        raw = socket.create_connection((host, port), timeout=limit)
+    with raw, context.wrap_socket(raw, server_hostname=host) as connection:
+        return connection.selected_alpn_protocol()
+
+
+def _through_proxy(proxy: SplitResult, host: str, port: int, limit: float) -> socket.socket:
+    """A connection that the proxy has opened (HTTP CONNECT, RFC 9110 section 9.3.6). Raises `OSError`."""
+    connection = socket.create_connection((proxy.hostname or "", proxy.port or 3128), timeout=limit)
+    try:
+        connection.sendall(_connect_request(proxy, host, port))
+        status = _status_line(connection)
+    except BaseException:
+        connection.close()
+        raise
+    if status.split(" ")[1:2] != ["200"]:
+        connection.close()
+        raise ConnectionError(f"the proxy answers {status!r}")
+    return connection
+
+
+def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
+    name = f"[{host}]" if ":" in host else host
+    lines = [f"CONNECT {name}:{port} HTTP/1.1", f"Host: {name}:{port}"]
+    if proxy.username:
+        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _status_line(connection: socket.socket) -> str:
+    """The first line of the proxy's answer, once all of its header has come."""
+    answer = b""
+    while b"\r\n\r\n" not in answer and len(answer) < 65536:
+        more = connection.recv(4096)
+        if not more:
+            break
+        answer += more
+    return answer.split(b"\r\n", 1)[0].decode("latin-1") or "nothing"
+
+
+def _word(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error)
+
+
+# --- one push --------------------------------------------------------------------------------------------------------
+
+
+def check_push(settings: Settings, snapshot: Snapshot) -> Iterator[Finding]:
+    """Send one push to a made-up token per app and environment, and say what the answer says of the credential."""
+    try:
+        from sender.apns.client import Clients
+    except ImportError:
+        error = MissingExtraError("sender doctor --apns", "worker")
+        yield failed("push", "the APNs client is not installed here", str(error))
+        return
+    targets = [(app.bundle_id, ref) for app in snapshot.apps for ref in app.credentials]
+    yield from asyncio.run(_send_all(Clients(settings), targets, settings.apns_timeout))
+
+
+async def _send_all(clients: Clients, targets: Sequence[tuple[str, CredentialRef]], timeout: float) -> list[Finding]:
+    findings = []
+    for bundle_id, ref in targets:
+        what = f"{bundle_id} {ref.environment}"
+        try:
+            client = clients.get(ref)
+        except CredentialError as error:
+            findings.append(failed("push", f"{what}: {error}", "see the lines on credentials above"))
+            continue
+        [answer] = await client.send([made_up_push(bundle_id)], timeout=timeout)
+        findings.append(judge_push(what, answer))
+    await clients.close(timeout=5.0)
+    return findings
+
+
+def made_up_push(bundle_id: str) -> Push:
+    """An alert to a random token: nobody has it, and it is not stored."""
+    return Push(
+        token=secrets.token_hex(32),
+        apns_id=str(uuid.uuid4()),
+        payload=b'{"aps":{"alert":"sender doctor"}}',
+        headers=PushHeaders(topic=bundle_id, push_type=PushType.ALERT, priority=10, expiration=0),
+    )
+
+
+def judge_push(what: str, answer: Answer) -> Finding:
+    """What the answer to a push to a made-up token says of the credential: a fault of the token proves it good."""
+    rule = rule_for(answer)
+    match answer:
+        case Accepted():
+            return ok("push", f"{what}: accepted")
+        case NotProcessed(cause=cause) | Unknown(cause=cause):
+            return failed("push", f"{what}: no answer ({cause})", "see the lines on apns above")
+        case Rejected(status=status, reason=reason):
+            if rule.token is not TokenStep.NONE:
+                return ok("push", f"{what}: the credential was accepted ({reason or status} for a made-up token)")
+            message = f"{what}: {status} {reason}: {rule.meaning}"
+            if rule.halt is Halt.NONE:
+                return warning("push", message, rule.advice)
+            return failed("push", message, rule.advice)
