@@ -12,7 +12,7 @@ from datetime import date, datetime
 from typing import Any
 
 from sender.errors import ConflictError, NotFoundError, TransitionError
-from sender.policy.states import CAMPAIGN_MOVES, CampaignState
+from sender.policy.states import CAMPAIGN_MOVES, AppState, CampaignState
 from sender.store.database import Transaction
 
 
@@ -35,8 +35,6 @@ class NewCampaign:
     expires_in: float
     send_at: datetime | None
     grace: float
-    audience_estimate: int = 0
-    exclusions: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +44,8 @@ class CampaignRow:
     id: int
     app_id: int
     bundle_id: str
+    app_state: str  # a paused app holds its campaigns
+    app_state_reason: str | None
     key: str
     state: CampaignState
     state_reason: str | None
@@ -68,6 +68,12 @@ class CampaignRow:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @property
+    def held(self) -> bool:
+        """Whether it was paused by the system, or its app is paused: nothing goes on until a person acts."""
+        by_system = self.state is CampaignState.PAUSED and self.state_actor == "system"
+        return by_system or (self.state is CampaignState.RUNNING and self.app_state != AppState.ACTIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,18 +102,18 @@ _VERBS: dict[str, _Verb] = {
 
 _INSERT = """
 INSERT INTO {s}.campaigns (app_id, key, state, content, payload, push_type, priority, collapse_id, segment, rate,
-    batch_size, delivery, expires_in, send_at, grace, audience_estimate, exclusions)
+    batch_size, delivery, expires_in, send_at, grace)
 VALUES (%(app_id)s, %(key)s, %(state)s, %(content)s::jsonb, %(payload)s, %(push_type)s, %(priority)s, %(collapse_id)s,
-    %(segment)s::jsonb, %(rate)s, %(batch_size)s, %(delivery)s, %(expires_in)s, %(send_at)s, %(grace)s,
-    %(audience_estimate)s, %(exclusions)s::jsonb)
+    %(segment)s::jsonb, %(rate)s, %(batch_size)s, %(delivery)s, %(expires_in)s, %(send_at)s, %(grace)s)
 ON CONFLICT (key) DO NOTHING
 RETURNING id
 """
 
 _COLUMNS = """
-    c.id, c.app_id, a.bundle_id, c.key, c.state, c.state_reason, c.state_actor, c.epoch, c.content, c.payload,
-    c.push_type, c.priority, c.collapse_id, c.segment, c.rate, c.batch_size, c.delivery, c.expires_in, c.send_at,
-    c.grace, c.expiration, c.started_on, c.created_at, c.started_at, c.finished_at
+    c.id, c.app_id, a.bundle_id, a.state AS app_state, a.state_reason AS app_state_reason, c.key, c.state,
+    c.state_reason, c.state_actor, c.epoch, c.content, c.payload, c.push_type, c.priority, c.collapse_id, c.segment,
+    c.rate, c.batch_size, c.delivery, c.expires_in, c.send_at, c.grace, c.expiration, c.started_on, c.created_at,
+    c.started_at, c.finished_at
 """
 
 _LOAD = f"SELECT {_COLUMNS} FROM {{s}}.campaigns c JOIN {{s}}.apps a ON a.id = c.app_id"
@@ -136,7 +142,6 @@ def insert(transaction: Transaction, campaign: NewCampaign) -> tuple[CampaignRow
         "state": campaign.state.value,
         "content": content,
         "segment": json.dumps(campaign.segment),
-        "exclusions": json.dumps(campaign.exclusions),
     }
     new = transaction.execute(_INSERT, values).fetchone() is not None
     if not new:
@@ -192,7 +197,7 @@ def resume(transaction: Transaction, key: str, *, actor: str) -> CampaignRow:
 
 
 def cancel(transaction: Transaction, key: str, *, actor: str, reason: str | None = None) -> CampaignRow:
-    """End a campaign for good; what was not sent is recorded as cancelled. Raises `TransitionError`, `NotFoundError`."""
+    """End a campaign for good; what was not sent ends as cancelled. Raises `TransitionError`, `NotFoundError`."""
     return _move(transaction, "cancel", key, actor=actor, reason=reason)
 
 

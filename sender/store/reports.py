@@ -11,13 +11,14 @@ a campaign that was cancelled, failed or missed never cut belongs to its audienc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from sender.errors import NotFoundError
-from sender.policy.states import CampaignState
+from sender.policy.states import AppState, CampaignState
 from sender.store.database import Transaction
+from sender.store.segments import AudienceCount
 
 #: The figures that add up to the audience.
 PARTS = (
@@ -89,6 +90,12 @@ class Report:
         """Whether nothing of the campaign is open any more."""
         return self.finished_at is not None
 
+    @property
+    def held(self) -> bool:
+        """Whether it was paused by the system, or its app is paused: nothing goes on until a person acts."""
+        by_system = self.state is CampaignState.PAUSED and self.state_actor == "system"
+        return by_system or (self.state is CampaignState.RUNNING and self.app_state != AppState.ACTIVE)
+
 
 _REPORT = """
 SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
@@ -97,7 +104,7 @@ SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
        c.finished_at, clock_timestamp() AS now, c.exclusions AS excluded,
        c.audience_estimate, c.cut_devices, c.cut_finished,
        c.cut_limit IS NOT NULL AND c.cut_cursor >= c.cut_limit AS cut_whole,
-       b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{{}}'::jsonb) AS by_reason
+       b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{}'::jsonb) AS by_reason
 FROM {s}.campaigns c
 JOIN {s}.apps a ON a.id = c.app_id
 CROSS JOIN LATERAL (
@@ -110,7 +117,7 @@ CROSS JOIN LATERAL (
     FROM {s}.batches WHERE campaign_id = c.id
 ) b
 CROSS JOIN LATERAL (
-    SELECT coalesce(sum(n), 0)::bigint AS retrying, coalesce(jsonb_object_agg(reason, n), '{{}}'::jsonb)
+    SELECT coalesce(sum(n), 0)::bigint AS retrying, coalesce(jsonb_object_agg(reason, n), '{}'::jsonb)
            AS retrying_by_reason
     FROM (SELECT reason, count(*) AS n FROM {s}.retries WHERE campaign_id = c.id GROUP BY reason) AS waiting
 ) r
@@ -118,10 +125,10 @@ CROSS JOIN LATERAL (
     SELECT jsonb_object_agg(reason, n) AS by_reason
     FROM (SELECT each.key AS reason, sum(each.value::bigint) AS n
           FROM {s}.batches, jsonb_each_text(reasons) AS each
-          WHERE campaign_id = c.id AND reasons <> '{{}}'::jsonb GROUP BY 1) AS counted
+          WHERE campaign_id = c.id AND reasons <> '{}'::jsonb GROUP BY 1) AS counted
 ) reasons
 WHERE c.key = %s
-""".replace("{{}}", "{}")
+"""
 
 
 def read(transaction: Transaction, key: str) -> Report:
@@ -130,6 +137,11 @@ def read(transaction: Transaction, key: str) -> Report:
     if row is None:
         raise NotFoundError("campaign", key, "see `sender campaigns list`")
     return settle(row)
+
+
+def estimated(report: Report, count: AudienceCount) -> Report:
+    """The report of a campaign that has not started, with its audience as it would be now."""
+    return replace(report, audience=count.total, pending=count.total, excluded=count.excluded)
 
 
 def settle(row: Mapping[str, Any]) -> Report:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from sender import audience as seg
-from sender.model import Authorization, Environment, PushType
+from sender.model import Authorization, PushType
 from sender.policy.states import DeviceState, Outcome
 from sender.store.database import Transaction
 from sender.store.tables import Campaign, Credential, Delivery, Device, User
@@ -81,20 +81,6 @@ def count_audience(
     return AudienceCount(total=counts.get("", 0), excluded={name: counts[name] for name in CAUSES if counts.get(name)})
 
 
-def sample_device(
-    transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime | None = None
-) -> Environment | None:
-    """The environment of some device of the audience, for a sample push; None when the audience is empty."""
-    statement = (
-        sa.select(devices.c.environment)
-        .where(compile_segment(segment, app_id, now), reachable(push_type))
-        .order_by(devices.c.id)
-        .limit(1)
-    )
-    row = transaction.row(statement)
-    return Environment(row["environment"]) if row else None
-
-
 def _cause(push_type: PushType) -> sa.ColumnElement[str]:
     states = (DeviceState.INVALID, DeviceState.OPTED_OUT, DeviceState.QUARANTINED)
     whens: list[tuple[sa.ColumnElement[bool], Any]] = [
@@ -115,7 +101,7 @@ def _has_credential() -> sa.ColumnElement[bool]:
     )
 
 
-def _condition(segment: seg.Segment, now: datetime | None) -> sa.ColumnElement[bool]:  # noqa: PLR0911 - a row for each kind
+def _condition(segment: seg.Segment, now: datetime | None) -> sa.ColumnElement[bool]:
     match segment:
         case seg.Everyone():
             return sa.true()

@@ -1,0 +1,192 @@
+"""What an enqueue asks for, checked whole before anything is written: every fault at once.
+
+`content` is what makes two enqueues of one key the same: what was asked for, in a canonical form, defaults by name (so
+that a changed default does not make a repeat another campaign).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Final, Literal
+
+from sender.audience import Segment
+from sender.errors import InvalidInputError, InvalidPayloadError, InvalidSegmentError
+from sender.model import PushType
+from sender.payload import Encoded, Payload, encode
+from sender.settings import Settings
+
+DELIVERY_GUARANTEES = ("at_least_once", "at_most_once")
+LONGEST_KEY = 200  # bytes
+LONGEST_EXPIRATION = 366 * 86_400.0  # seconds; APNs itself stores for 30 days at most
+LARGEST_BATCH = 5000
+FASTEST = 10_000_000.0
+
+
+class Default(Enum):
+    """Stands for a setting's value, where None has a meaning of its own."""
+
+    DEFAULT = "default"
+
+
+DEFAULT: Final = Default.DEFAULT
+#: Pushes a second, None for no limit, or the setting's.
+Rate = float | int | None | Literal[Default.DEFAULT]
+
+
+class InvalidCampaignError(InvalidInputError):
+    """Raised when a campaign cannot be sent as it was asked for; `faults` has everything that is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A campaign that was checked."""
+
+    bundle_id: str
+    key: str
+    encoded: Encoded
+    audience: Segment
+    rate: float | None
+    expires_in: float  # seconds from the start
+    send_at: datetime | None
+    grace: float
+    batch_size: int
+    delivery: str
+    content: dict[str, Any]
+
+
+def make_plan(
+    settings: Settings,
+    bundle_id: str,
+    *,
+    key: str,
+    payload: Payload | Mapping[str, Any],
+    audience: Segment,
+    rate: Rate,
+    expires_in: timedelta | float | None,
+    send_at: datetime | None,
+    grace: timedelta | float | None,
+    batch_size: int | None,
+    delivery: str,
+    push_type: PushType | str | None,
+    priority: int | None,
+    collapse_id: str | None,
+) -> Plan:
+    """Check everything that needs no database. Raises `InvalidPayloadError`, `InvalidSegmentError` or
+    `InvalidCampaignError`; the last when more than one of them would do, with all faults in it."""
+    key_faults = check_key(key)
+    errors: list[InvalidInputError] = []
+    encoded: Encoded | None = None
+    try:
+        encoded = encode(
+            payload,
+            key=None if key_faults else key,
+            push_type=push_type,
+            priority=priority,
+            collapse_id=collapse_id,
+        )
+    except InvalidPayloadError as error:
+        errors.append(error)
+    if not isinstance(audience, Segment):
+        errors.append(InvalidSegmentError("audience", [f"must be a Segment, not {type(audience).__name__}"]))
+    lasting, expires_faults = _seconds("expires_in", expires_in, LONGEST_EXPIRATION)
+    waiting, grace_faults = _seconds("grace", grace, LONGEST_EXPIRATION)
+    faults = [
+        *([] if isinstance(bundle_id, str) and bundle_id else ["the app's bundle id must be a text, not empty"]),
+        *key_faults,
+        *_check_rate(rate),
+        *expires_faults,
+        *grace_faults,
+        *_check_send_at(send_at),
+        *_check_batch_size(batch_size),
+        *([] if delivery in DELIVERY_GUARANTEES else [f"delivery: must be one of {', '.join(DELIVERY_GUARANTEES)}"]),
+    ]
+    if faults:
+        errors.append(InvalidCampaignError("campaign", faults))
+    _refuse(errors)
+    assert encoded is not None  # noqa: S101 - there was no error
+    content = {
+        "app": bundle_id,
+        "payload": encoded.document,
+        "push_type": encoded.push_type.value,
+        "priority": encoded.priority,
+        "collapse_id": encoded.collapse_id,
+        "audience": audience.to_json(),
+        "rate": rate.value if isinstance(rate, Default) else rate,
+        "expires_in": "default" if lasting is None else lasting,
+        "send_at": send_at.astimezone(UTC).isoformat(timespec="microseconds") if send_at else None,
+        "grace": "default" if waiting is None else waiting,
+        "batch_size": "default" if batch_size is None else batch_size,
+        "delivery": delivery,
+    }
+    return Plan(
+        bundle_id=bundle_id,
+        key=key,
+        encoded=encoded,
+        audience=audience,
+        rate=settings.default_rate if isinstance(rate, Default) else rate,
+        expires_in=settings.expires_in if lasting is None else lasting,
+        send_at=send_at,
+        grace=settings.start_grace if waiting is None else waiting,
+        batch_size=settings.batch_size if batch_size is None else batch_size,
+        delivery=delivery,
+        content=content,
+    )
+
+
+def check_key(key: Any) -> list[str]:
+    """What is wrong with a campaign's key."""
+    if not isinstance(key, str) or not key:
+        return ["key: must be a text, not empty"]
+    if any("\ud800" <= character <= "\udfff" for character in key) or not key.isprintable() or key != key.strip():
+        return ["key: must be printable, without spaces at its ends"]
+    size = len(key.encode())
+    return [f"key: {size} bytes; at most {LONGEST_KEY}"] if size > LONGEST_KEY else []
+
+
+def _refuse(errors: list[InvalidInputError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        faults = [f"{error.what}: {fault}" for error in errors for fault in error.faults]
+        raise InvalidCampaignError("campaign", faults)
+
+
+def _check_rate(rate: Any) -> list[str]:
+    if rate is None or isinstance(rate, Default):
+        return []
+    good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= FASTEST
+    return [] if good else ["rate: must be more than 0 pushes a second; None lifts the limit"]
+
+
+def _check_send_at(send_at: Any) -> list[str]:
+    if send_at is None:
+        return []
+    if not isinstance(send_at, datetime):
+        return [f"send_at: must be a datetime, not {type(send_at).__name__}"]
+    if send_at.tzinfo is None or send_at.utcoffset() is None:
+        return [
+            "send_at: has no time zone: pass an aware datetime, such as datetime(…, tzinfo=ZoneInfo('Europe/Paris'))"
+        ]
+    return []
+
+
+def _check_batch_size(size: Any) -> list[str]:
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= LARGEST_BATCH):
+        return []
+    return [f"batch_size: must be a whole number from 1 to {LARGEST_BATCH}"]
+
+
+def _seconds(name: str, value: Any, longest: float) -> tuple[float | None, list[str]]:
+    """A duration in seconds; None when it is not given."""
+    if value is None:
+        return None, []
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds):
+        return None, [f"{name}: must be a timedelta, or seconds, not {type(value).__name__}"]
+    if not 0 <= seconds <= longest:
+        return None, [f"{name}: must be from 0 to {longest / 86_400:.0f} days"]
+    return float(seconds), []
