@@ -134,12 +134,9 @@ def read_settings(**overrides: Any) -> Settings:
 
 def unknown_variables() -> list[str]:
     """SENDER_ variables of the environment that are no settings: most likely misspelt."""
-    known = {f"SENDER_{name.upper()}" for name in Settings.model_fields}
-    return sorted(
-        name
-        for name in os.environ
-        if name.startswith("SENDER_") and not name.startswith("SENDER_TEST_") and name not in known
-    )
+    known = {f"SENDER_{name.upper()}" for name in Settings.model_fields} | {"SENDER_ROLE"}  # of a process of ours
+    names = (name for name in os.environ if name.startswith("SENDER_") and not name.startswith("SENDER_TEST_"))
+    return sorted(name for name in names if name not in known)
 
 
 def running_servers(data_dir: Path) -> dict[str, Any]:

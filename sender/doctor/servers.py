@@ -14,6 +14,7 @@ from sender.errors import SenderError
 from sender.settings import Settings, unknown_variables
 from sender.store import health
 from sender.store.database import Database
+from sender.store.migrate import MigrationStatus
 from sender.store.migrate import status as migration_status
 
 #: Seconds that each server has to answer.
@@ -39,23 +40,35 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
 
 def check_database(settings: Settings) -> Iterator[Finding]:
     """Whether PostgreSQL answers, and has this version's tables."""
-    url = settings.require_database_url()
-    database = Database(url, schema=settings.database_schema, pool_size=1, timeout=PATIENCE, name="sender doctor")
+    url, schema = settings.require_database_url(), settings.database_schema
     try:
-        started = time.monotonic()
-        with database.transaction() as transaction:
-            server = health.server(transaction)
-        took = (time.monotonic() - started) * 1000
-        yield ok("database", f"PostgreSQL {server.version} answers in {took:.0f} ms")
-        yield _migrations(url, settings.database_schema)
+        status = migration_status(url, schema)  # connects without a pool: its error names the cause at once
+        database = _database(settings)
+        try:
+            started = time.monotonic()
+            with database.transaction() as transaction:
+                server = health.server(transaction)
+            took = (time.monotonic() - started) * 1000
+        finally:
+            database.close()
     except SenderError as error:
         yield failed("database", *_split(error))
-    finally:
-        database.close()
+        return
+    yield ok("database", f"PostgreSQL {server.version} answers in {took:.0f} ms")
+    yield _migrations(status, schema)
 
 
-def _migrations(url: str, schema: str) -> Finding:
-    status = migration_status(url, schema)
+def _database(settings: Settings) -> Database:
+    return Database(
+        settings.require_database_url(),
+        schema=settings.database_schema,
+        pool_size=1,
+        timeout=PATIENCE,
+        name="sender doctor",
+    )
+
+
+def _migrations(status: MigrationStatus, schema: str) -> Finding:
     if status.up_to_date:
         return ok("migrations", f"schema {schema} is at {status.head}")
     if not status.known:
@@ -70,13 +83,7 @@ def _migrations(url: str, schema: str) -> Finding:
 
 def take_snapshot(settings: Settings) -> Snapshot:
     """What the database says of the installation. Raises `SenderError` when it cannot be read."""
-    database = Database(
-        settings.require_database_url(),
-        schema=settings.database_schema,
-        pool_size=1,
-        timeout=PATIENCE,
-        name="sender doctor",
-    )
+    database = _database(settings)
     try:
         with database.transaction() as transaction:
             before = datetime.now(UTC)

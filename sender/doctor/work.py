@@ -12,9 +12,10 @@ from sender.policy.states import AppState
 from sender.store.health import WorkerHealth
 
 ROLES = ("campaign", "priority", "control")
+EVERY_ROLE = ("all", "worker")  # of one process that serves all the queues
 
-#: Seconds after which a periodic job is late: tick runs every second, sweep every few.
-LATE = {"tick": 15.0, "sweep": 60.0}
+#: Seconds after which a periodic job is late: beat sends both every second.
+LATE = {"tick": 15.0, "sweep": 30.0}
 
 #: Seconds of difference between clocks that are worth a word, and that stop provider tokens from being accepted.
 SKEW_NOTED, SKEW_WRONG = 5.0, 60.0
@@ -31,7 +32,7 @@ def check_workers(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
     """Whether each role has a live worker, all of this version."""
     living = alive(snapshot, lease)
     for role in ROLES:
-        count = sum(worker.role == role for worker in living)
+        count = sum(worker.role in (role, *EVERY_ROLE) for worker in living)
         if count:
             yield ok("workers", f"{count} {role} worker{'s' * (count != 1)} alive")
         else:
