@@ -56,7 +56,7 @@ class Lease:
         self._limits: Sequence[Limit] = self._limits_at(claim.campaign.rate, claim.campaign.app_rate)
 
     def now(self) -> datetime:
-        """The time by the database's clock, counted on from when the claim was made: a wrong clock here does no harm."""
+        """The time by the database's clock, counted on from the claim: a wrong clock here does no harm."""
         return self.claim.loaded_at + timedelta(seconds=lease_clock() - self._taken)
 
     def may_issue(self) -> bool:

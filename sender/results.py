@@ -173,7 +173,7 @@ def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, s
                 lifecycle.fail(transaction, campaign.id, why)
             case Halt.NONE:
                 continue
-        log.error(f"{halt}_ordered", campaign=campaign.key, app=campaign.bundle_id, reason=reason)
+        log.error("halt_ordered", halt=halt.value, campaign=campaign.key, app=campaign.bundle_id, reason=reason)
 
 
 _unknown_seen: set[tuple[int, str]] = set()

@@ -15,7 +15,6 @@ from uuid import uuid4
 import structlog
 
 from sender._version import __version__
-from sender.apns.client import Clients
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
 from sender.errors import DatabaseUnavailableError, SenderError
@@ -26,6 +25,7 @@ from sender.store import sending, workers
 from sender.store.database import TRANSIENT, Database
 
 if TYPE_CHECKING:
+    from sender.apns.client import Clients
     from sender.delivery import Planned
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ Issued = tuple[Sequence[int], "Future[list[Answer | None]]"]
 class Runtime:
     """The moving parts of one worker process."""
 
-    def __init__(self, settings: Settings, *, role: str) -> None:
+    def __init__(self, settings: Settings, *, role: str, clients: Clients | None = None) -> None:
         self.settings = settings
         self.role = role
         self.id = uuid4()
@@ -55,7 +55,7 @@ class Runtime:
         )
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
         self._loop = EventLoopThread()
-        self._clients = Clients(settings)
+        self._clients = clients or _open_clients(settings)
         self._closing = threading.Event()
         self._faults: dict[str, str | None] = {}
 
@@ -105,7 +105,7 @@ class Runtime:
         try:
             client = self._clients.get(credential)
         except SenderError as error:
-            log.error("credential_unusable", credential=credential.identity, error=str(error))
+            log.warning("credential_unusable", credential=credential.identity, error=str(error))
             return [NotProcessed(cause=f"connect: {error}")] * len(pushes)
         waiting = []
         for start in range(0, len(pushes), SLICE):
@@ -150,6 +150,12 @@ class Runtime:
         with self.database.transaction() as transaction:
             references = sending.all_credentials(transaction)
         self._faults = {reference.identity: _fault(reference) for reference in references}
+
+
+def _open_clients(settings: Settings) -> Clients:
+    from sender.apns.client import Clients
+
+    return Clients(settings)
 
 
 def _fault(reference: CredentialRef) -> str | None:

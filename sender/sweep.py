@@ -84,8 +84,8 @@ class Sweeper:
         if time.monotonic() - self._kept_house < HOUSEKEEPING:
             return
         self._kept_house = time.monotonic()
-        partitions.ensure_ahead(database, partitions.today())
         with database.transaction() as transaction:
+            partitions.ensure_ahead(transaction)
             workers.forget_dead(transaction, seconds=DEAD_AFTER)
 
 

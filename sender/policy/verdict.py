@@ -80,25 +80,21 @@ def judge(
             return final(Outcome.EXPIRED)
         return Again(device_id=device_id, due_at=due_at, attempts=attempts + charge, reason=reason or "", status=status)
 
+    scale = terms.backoff_scale
+    last = attempts + 1 >= MAX_ATTEMPTS
     match rule.delivery:
         case DeliveryStep.SENT:
             return final(Outcome.SENT)
-        case DeliveryStep.REJECT | DeliveryStep.FAIL:
-            return final(Outcome.REJECTED)
         case DeliveryStep.RELEASE | DeliveryStep.RESEND:
             return Untouched(device_id=device_id)
         case DeliveryStep.DEFER:
-            rest = blocklist_delay(blocklisted_times + 1, chance, scale=terms.backoff_scale)
+            rest = blocklist_delay(blocklisted_times + 1, chance, scale=scale)
             return again(rest, charge=0, otherwise=Outcome.EXPIRED)
-        case DeliveryStep.RETRY:
-            if attempts + 1 >= MAX_ATTEMPTS:
-                return final(Outcome.REJECTED)
-            return again(
-                retry_delay(attempts + 1, chance, scale=terms.backoff_scale), charge=1, otherwise=Outcome.REJECTED
-            )
+        case DeliveryStep.RETRY if not last:
+            return again(retry_delay(attempts + 1, chance, scale=scale), charge=1, otherwise=Outcome.REJECTED)
+        case DeliveryStep.UNKNOWN if terms.at_least_once and not last:
+            return again(retry_delay(attempts + 1, chance, scale=scale), charge=1, otherwise=Outcome.UNKNOWN)
         case DeliveryStep.UNKNOWN:
-            if not terms.at_least_once or attempts + 1 >= MAX_ATTEMPTS:
-                return final(Outcome.UNKNOWN)
-            return again(
-                retry_delay(attempts + 1, chance, scale=terms.backoff_scale), charge=1, otherwise=Outcome.UNKNOWN
-            )
+            return final(Outcome.UNKNOWN)
+        case _:
+            return final(Outcome.REJECTED)

@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from sender.errors import ConflictError, DatabaseUnavailableError
-from sender.store.database import normalise_url
+from sender.store import partitions
+from sender.store.database import Transaction, driver_connection, normalise_url
 
 OLDEST_SERVER = 140000
 _LOCK = 0x617073  # one migration at a time: a transaction-level advisory lock
@@ -56,6 +57,7 @@ def migrate(url: str, schema: str) -> MigrationStatus:
             config = _config(schema)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            partitions.ensure_ahead(Transaction(driver_connection(connection), schema))
             return before
     except sa.exc.OperationalError as error:
         raise _unavailable(error) from None

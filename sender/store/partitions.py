@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from sender.store.database import Database, Transaction
+from sender.store.database import Transaction
 
 _EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
+_IN_DEFAULT = "SELECT 1 FROM {s}.changelog_default WHERE at >= %s AND at < %s LIMIT 1"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext(%s))"
 
 
@@ -23,16 +24,17 @@ def ensure_ledger(transaction: Transaction, started_on: date) -> None:
 def ensure_changelog(transaction: Transaction, day: date) -> None:
     """Have the changelog's partition for this day. Does nothing when it is there."""
     first, after = month_of(day)
-    _ensure(transaction, "changelog", first, f"{first} 00:00:00+00", f"{after} 00:00:00+00")
+    low, high = f"{first} 00:00:00+00", f"{after} 00:00:00+00"
+    if transaction.execute(_IN_DEFAULT, (low, high)).fetchone() is None:  # else the month stays where it is
+        _ensure(transaction, "changelog", first, low, high)
 
 
-def ensure_ahead(database: Database, today: date, months: int = 2) -> None:
+def ensure_ahead(transaction: Transaction, months: int = 2) -> None:
     """Have the partitions of this month and the next ones, so that no insert ever waits for one."""
-    day = today
+    day = today()
     for _ in range(months + 1):
-        with database.transaction() as transaction:
-            ensure_ledger(transaction, day)
-            ensure_changelog(transaction, day)
+        ensure_ledger(transaction, day)
+        ensure_changelog(transaction, day)
         day = month_of(day)[1]
 
 
