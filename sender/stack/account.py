@@ -7,6 +7,7 @@ directory of its own under /var/lib, and the programs are copied there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pwd
@@ -65,7 +66,7 @@ def find_home(data: DataDirectory, server: str, programs: Programs) -> Home:
     """Settle where a server lives. Raises `ConfigurationError` when no place can be found for it."""
     usual = data.path / server
     if os.geteuid() != 0:
-        _refuse_foreign(usual)
+        _own_or_refuse(usual)
         return Home(state=usual, programs=programs, account=None)
     recorded = data.read(LOCATIONS_FILE).get(server)
     state = Path(recorded) if recorded else usual
@@ -82,6 +83,8 @@ def forget_homes(data: DataDirectory) -> None:
     for place in data.read(LOCATIONS_FILE).values():
         shutil.rmtree(Path(place).parent, ignore_errors=True)
     data.remove(LOCATIONS_FILE)
+    with contextlib.suppress(OSError):
+        ELSEWHERE.rmdir()  # when it is empty
 
 
 def _account(state: Path) -> Account:
@@ -210,12 +213,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _refuse_foreign(state: Path) -> None:
-    try:
-        owner = state.stat().st_uid
-    except OSError:
-        return
-    if owner != os.geteuid():
+def _own_or_refuse(state: Path) -> None:
+    state.mkdir(mode=0o700, exist_ok=True)
+    if state.stat().st_uid != os.geteuid():
         raise ConfigurationError(
             f"{state} belongs to another user (it was made by root?): run as that user, or choose another directory "
             "with --data-dir or SENDER_DATA_DIR"

@@ -1,4 +1,4 @@
-"""`sender up`: the whole stack in the foreground. Servers, migrations, workers, beat and Flower; watched until it stops."""
+"""`sender up`: the whole stack in the foreground. Servers, migrations, workers, beat, Flower; watched until stopped."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class Valkey:
         self._pause = pause  # sleeps while starting; may raise to give up
         self._durable = durable
         self._port = 0
+        self._home: Home | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,7 +66,7 @@ class Valkey:
 
         Waits without limit while it loads its data. Raises `StackError` with the end of its log when it dies.
         """
-        home = find_home(self._data, self.name, find_programs())
+        home = self._home = find_home(self._data, self.name, find_programs())
         for leftover in running_in(home.state, PROGRAM):
             end_stranger(leftover, *STOP)
         self._port = self._port or int(self._data.read(PORTS_FILE).get(self.name, 0))

@@ -1,17 +1,18 @@
-"""Who is there: which processes have beaten, and whether the periodic jobs have run, since a moment of the database's."""
+"""Who is there: which processes have beaten, and whether the periodic jobs have run, since a moment."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sender.store.database import Transaction
 
 
 def now(transaction: Transaction) -> datetime:
     """The database's clock."""
-    (moment,) = transaction.execute("SELECT clock_timestamp()").fetchone() or (None,)
-    return moment  # type: ignore[return-value]
+    row = transaction.execute("SELECT clock_timestamp()").fetchone()
+    moment: datetime = row[0] if row else datetime.now(UTC)
+    return moment
 
 
 def beaten_since(transaction: Transaction, moment: datetime, pids: Collection[int]) -> set[int]:

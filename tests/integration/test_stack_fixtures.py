@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sender.client import Sender
 from sender.store.database import Database
@@ -20,7 +22,8 @@ def test_the_broker_asks_for_its_password_and_evicts_nothing(valkey_url: str) ->
     client = redis.Redis.from_url(valkey_url)
     assert client.ping()
     assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-    open_client = redis.Redis(host="127.0.0.1", port=client.connection_pool.connection_kwargs["port"])
+    port = client.connection_pool.connection_kwargs["port"]
+    open_client = redis.Redis(host="127.0.0.1", port=port, retry=Retry(NoBackoff(), 0))
     try:
         open_client.ping()
     except redis.AuthenticationError:
