@@ -6,8 +6,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -104,8 +104,8 @@ def joined(block: str) -> list[str]:
 def parse(line: str) -> list[str]:
     """The options of a command line that the command does not have. Fails on an unknown command."""
     words = shlex.split(re.split(r"\s[|>&]", line)[0].replace("[", " ").replace("]", " "), comments=True)[1:]
-    command: click.Command = typer.main.get_command(app)
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name = words.pop(0)
         assert name in command.commands, f"no command {name!r} in {line!r}"
         command = command.commands[name]
