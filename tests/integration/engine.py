@@ -1,4 +1,4 @@
-"""A worker's runtime with a scripted APNs, and the steps of the flow called one by one: what the engine's tests share."""
+"""A worker with a scripted APNs, and the steps of the flow called one by one: what the engine's tests share."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -15,8 +15,8 @@ from sender.store import batches
 from sender.store.database import Database
 from tests.integration.engine import BUNDLE, Engine, engine_on, token_of
 
-EARLIER = datetime(2026, 1, 1, tzinfo=timezone.utc)
-LATER = datetime(2026, 6, 1, tzinfo=timezone.utc)
+EARLIER = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = datetime(2026, 6, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -453,7 +453,7 @@ def test_an_empty_audience_completes(engine: Engine) -> None:
 
 def test_a_campaign_later_than_its_grace_is_missed(engine: Engine) -> None:
     engine.add_devices(1)
-    engine.enqueue(send_at=datetime.now(timezone.utc) + timedelta(hours=1), grace=60)
+    engine.enqueue(send_at=datetime.now(UTC) + timedelta(hours=1), grace=60)
     with engine.database.transaction() as transaction:
         transaction.execute("UPDATE {s}.campaigns SET send_at = now() - interval '2 minutes'")
     engine.run(rounds=2)
