@@ -49,7 +49,7 @@ def ensure_certificates(directory: Path) -> Certificates:
             _write(files.ca_key_file, _key_pem(ca_key))
             _write(files.server_file, _make_server(ca_key, ca))
             _write(files.wrong_file, _make_server(*_make_ca("APNs simulator, a CA that nobody trusts")))
-            _write(files.ca_file, ca.public_bytes(serialization.Encoding.PEM))
+            _write(files.ca_file, ca.public_bytes(serialization.Encoding.PEM), mode=0o644)
     return files
 
 
@@ -169,9 +169,9 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace the file as a whole, readable by its owner only."""
+def _write(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace the file as a whole, readable by its owner only unless it is public."""
     partial = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(content)
     partial.replace(path)

@@ -217,6 +217,10 @@ def faults_of(error: ValidationError) -> list[str]:
     """Every fault in words, with its place: `shares.bad: Input should be less than or equal to 1`."""
     found = error.errors(include_input=False, include_context=False, include_url=False)
     return [
-        ": ".join(part for part in (".".join(str(step) for step in fault["loc"]), fault["msg"]) if part)
+        ": ".join(
+            part
+            for part in (".".join(str(step) for step in fault["loc"]), fault["msg"].removeprefix("Value error, "))
+            if part
+        )
         for fault in found
     ]
