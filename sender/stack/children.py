@@ -44,6 +44,12 @@ class Child:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def put_off(self, now: float) -> None:
+        """Count a death and set when to start again: later each time, unless it had lived for long."""
+        self.deaths = 1 if now - self.started_at > STABLE else self.deaths + 1
+        self.due_at = now + min(FIRST_BACKOFF * 2 ** (self.deaths - 1), LONGEST_BACKOFF)
+        self.started_at = now
+
     def last_words(self) -> str:
         """The end of its log since its last start."""
         return tail(self.log, self.log_start)
@@ -72,11 +78,13 @@ class Children:
             if child.alive():
                 continue
             if child.due_at == 0.0:
-                child.deaths = 1 if now - child.started_at > STABLE else child.deaths + 1
-                child.due_at = now + min(FIRST_BACKOFF * 2 ** (child.deaths - 1), LONGEST_BACKOFF)
+                child.put_off(now)
                 died.append(child)
             elif child.due_at <= now:
-                self._launch(child)
+                try:
+                    self._launch(child)
+                except OSError:  # the program is being replaced, or the system is out of processes
+                    child.put_off(now)
         return died
 
     def replace(self, commands: list[Command]) -> None:

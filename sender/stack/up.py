@@ -35,6 +35,7 @@ STOP_MARGIN = 10.0  # seconds beyond settings.stop_timeout before a process that
 LOOK_EVERY = 0.25  # seconds between two looks at the processes
 HOPELESS = 4  # deaths of a process before `ready` after which starting is given up
 TICK = "tick"
+REMIND_EVERY = 15.0  # seconds between two lines that say what `ready` waits for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +170,12 @@ class Stack:
         """Until every worker has beaten, the tick has run and Flower answers."""
         waiting = [child for child in self._children.all if child.command.role is not Role.BEAT]
         ticking = False
+        remind_at = time.monotonic() + REMIND_EVERY
         while waiting or not ticking:
+            if time.monotonic() > remind_at:
+                names = [child.command.name for child in waiting] + ([] if ticking else ["beat"])
+                self._say(f"still waiting for {', '.join(names)} (logs in {self._data.logs})")
+                remind_at += REMIND_EVERY
             self._signals.pause(LOOK_EVERY)
             for child in self._tend():
                 if child.deaths >= HOPELESS:

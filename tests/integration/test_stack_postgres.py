@@ -270,6 +270,7 @@ def test_an_ordinary_user_runs_both_servers_too() -> None:
     if not account._reaches(account.Account(name="nobody", uid=nobody.pw_uid, gid=nobody.pw_gid), [programs.root]):
         shutil.rmtree(path)
         pytest.skip("this virtual environment is closed to ordinary users")
+    "".encode("idna")  # loads what the child could not
     reader, writer = os.pipe()
     child = os.fork()  # not a new interpreter: it may be installed where only root reads
     if child == 0:

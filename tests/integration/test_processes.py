@@ -1,0 +1,139 @@
+"""`sender worker`, `sender beat`, `sender flower`: command lines, and our `tasks` whatever else is on the path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from sender.errors import ConfigurationError, MissingExtraError
+from sender.settings import Settings, read_settings
+from sender.stack import commands
+from sender.stack.commands import Role, beat_command, flower_command, settings_environment, worker_command
+
+
+def _given(**values: object) -> Settings:
+    return Settings(database_url="postgresql://u:dbsecret@h/d", broker_url="redis://:brokersecret@h/0", **values)  # type: ignore[arg-type]
+
+
+def _after(argv: tuple[str, ...], option: str) -> str:
+    return argv[argv.index(option) + 1]
+
+
+def test_a_campaign_worker_runs_on_threads_for_its_own_queue_with_events_and_without_gossip() -> None:
+    argv = worker_command(_given(worker_threads=7), Role.CAMPAIGN, name="campaign-1").argv
+    assert _after(argv, "--pool") == "threads"
+    assert _after(argv, "--concurrency") == "7"
+    assert _after(argv, "--queues") == "sender.campaign"
+    assert _after(argv, "--hostname") == "campaign-1@%h"
+    assert {"--without-gossip", "--without-mingle", "--task-events"} < set(argv)
+
+
+def test_one_worker_of_all_roles_serves_the_three_queues() -> None:
+    argv = worker_command(_given(queue_prefix="mine"), Role.ALL, name="all").argv
+    assert _after(argv, "--queues") == "mine.campaign,mine.priority,mine.control"
+
+
+@pytest.mark.parametrize("command", ["worker", "beat", "flower"])
+def test_no_secret_is_among_the_arguments_nor_in_the_repr(command: str) -> None:
+    settings = _given(flower_password="flowersecret", apns_proxy_url="http://u:proxysecret@h:1")
+    made = {
+        "worker": lambda: worker_command(settings, Role.CAMPAIGN, name="w"),
+        "beat": lambda: beat_command(settings),
+        "flower": lambda: flower_command(settings, port=5555, password="flowersecret"),
+    }[command]()
+    assert "secret" not in " ".join(made.argv) + repr(made)
+
+
+def test_the_settings_arrive_in_the_process_as_they_were_whatever_its_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = _given(
+        rate=12.5, data_dir=Path("here"), apns_ca_file=Path("ca.pem"), log_format="json", flower_password=SecretStr("x")
+    )
+    monkeypatch.setenv("SENDER_RATE", "1")
+    monkeypatch.setenv("SENDER_APNS_PROXY_URL", "http://left-over:1")
+    environment = worker_command(settings, Role.CAMPAIGN, name="w").environment
+    for name in [name for name in os.environ if name.startswith("SENDER_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        if name.startswith("SENDER_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir("/")
+    there = {"data_dir": tmp_path / "here", "apns_ca_file": tmp_path / "ca.pem"}
+    assert read_settings() == settings.model_copy(update=there)
+    assert environment["SENDER_ROLE"] == "campaign"
+    assert settings_environment(read_settings()) == settings_environment(settings.model_copy(update=there))
+
+
+def test_celery_variables_of_another_project_do_not_reach_our_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://another")
+    monkeypatch.setenv("BROKER_URL", "redis://another")
+    monkeypatch.setenv("CERTIFICATE_PASSPHRASE", "needed")
+    environment = beat_command(_given()).environment
+    assert "CELERY_BROKER_URL" not in environment
+    assert "BROKER_URL" not in environment
+    assert environment["CERTIFICATE_PASSPHRASE"] == "needed"
+
+
+@pytest.mark.parametrize(("user", "password"), [("a:b", "x"), ("a", "x,y:z")])
+def test_flower_is_not_started_with_a_password_that_it_would_read_as_two(user: str, password: str) -> None:
+    with pytest.raises(ConfigurationError, match="SENDER_FLOWER_PASSWORD"):
+        flower_command(_given(flower_user=user), port=5555, password=password)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"apns-campaign-sender\[worker\]"):
+        worker_command(_given(), Role.CAMPAIGN, name="w")
+    with pytest.raises(MissingExtraError, match=r"apns-campaign-sender\[flower\]"):
+        flower_command(_given(), port=5555, password="x")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Somebody's project with top-level packages of the same names, which must never be imported."""
+    for name in ("config", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit('the {name} package of the project')\n")
+    return tmp_path
+
+
+def test_our_tasks_are_loaded_inside_a_project_with_its_own_tasks_and_config(project: Path, settings: Settings) -> None:
+    command = worker_command(settings, Role.CAMPAIGN, name="w")
+    done = subprocess.run(
+        [*command.argv[: command.argv.index("worker")], "report"],
+        cwd=project,
+        env={**command.environment, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sender.send" not in done.stderr
+    assert settings.queue("campaign") in done.stdout
+
+
+def test_a_process_refuses_to_run_with_the_tasks_of_somebody_else(project: Path, settings: Settings) -> None:
+    (project / "tasks" / "__init__.py").write_text("")
+    (project / "sitecustomize.py").write_text("import tasks\n")
+    command = worker_command(settings, Role.CAMPAIGN, name="w")
+    done = subprocess.run(
+        command.argv, env={**command.environment, "PYTHONPATH": str(project)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "not the one of apns-campaign-sender" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["worker"], ["beat"], ["flower"]])
+def test_without_servers_the_thin_commands_name_both_remedies(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sender"), *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "sender up" in done.stderr and "SENDER_" in done.stderr
+    assert "Traceback" not in done.stderr
