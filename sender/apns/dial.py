@@ -107,7 +107,7 @@ async def dial(
                 )  # fmt: skip
     except TimeoutError:
         raise ConnectError(f"{stage} did not answer within {timeout:g} s") from None
-    except (OSError, ProxyError) as error:
+    except (OSError, ProxyError, UnicodeError) as error:
         raise ConnectError(in_words(error, endpoint), lasting=_lasts(error)) from None
     _keep_alive(transport.get_extra_info("socket"))
     if transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":

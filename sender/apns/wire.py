@@ -136,7 +136,7 @@ class Wire(APNsTLSClientProtocol):
         self._queue: deque[Slot] = deque()
         self._streams: dict[int, Slot | _Reply] = {}
         self._limit = 1  # until the peer's SETTINGS
-        self._settled = False  # SETTINGS came
+        self.settled = False  # SETTINGS came
         self._paused = False
         self._flushing = False
         self._goaway = ""
@@ -489,9 +489,9 @@ class Wire(APNsTLSClientProtocol):
             stated = event.settings.get(Setting.MAX_CONCURRENT_STREAMS)
             if stated is not None:
                 self._limit = min(stated, self.MOST_STREAMS)
-            elif not self._settled:
+            elif not self.settled:
                 self._limit = self.MOST_STREAMS
-            self._settled = True
+            self.settled = True
             if self.watcher is not None:
                 self.watcher.wire_settings(self)
         elif isinstance(event, GoAwayReceived):
