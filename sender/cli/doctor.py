@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from sender.cli.output import console, print_json
-from sender.doctor import Finding, Status, examine, examine_here
-from sender.errors import ConfigurationError
+from sender.doctor import NAMES, Finding, Status, examine
+from sender.errors import ConfigurationError, InvalidInputError
 from sender.settings import load_settings
 
 _MARKS = {
@@ -29,13 +29,13 @@ def register(app: typer.Typer) -> None:
         push: Annotated[
             bool, typer.Option("--apns", help="Also send one push to a made-up token per app and environment.")
         ] = False,
-        here: Annotated[
-            bool, typer.Option("--here", help="Only ask whether a process on this host works: for health checks.")
-        ] = False,
+        only: Annotated[
+            list[str] | None, typer.Option("--only", help=f"Run these checks alone: {', '.join(NAMES)}.")
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     ) -> None:
         """Look at everything that sending needs, and say what to do. Exits 1 when something failed."""
-        findings = _examine(push=push, here=here)
+        findings = _examine(push=push, only=only or [])
         seen = list(findings) if as_json else list(_shown(findings))
         healthy = all(finding.status is not Status.FAILED for finding in seen)
         if as_json:
@@ -43,13 +43,15 @@ def register(app: typer.Typer) -> None:
         raise typer.Exit(0 if healthy else 1)
 
 
-def _examine(*, push: bool, here: bool) -> Iterable[Finding]:
+def _examine(*, push: bool, only: list[str]) -> Iterable[Finding]:
+    if unknown := [name for name in only if name not in NAMES]:
+        raise InvalidInputError("--only", [f"no check {name!r}: there are {', '.join(NAMES)}" for name in unknown])
     try:
         settings = load_settings()
     except ConfigurationError as error:
         advice = "correct it: docs/settings.md has all of them"
         return [Finding(check="settings", status=Status.FAILED, message=str(error), advice=advice)]
-    return [examine_here(settings)] if here else examine(settings, push=push)
+    return examine(settings, push=push, only=only)
 
 
 def _shown(findings: Iterable[Finding]) -> Iterable[Finding]:

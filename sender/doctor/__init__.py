@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sender.doctor.examination import examine, examine_here
+from sender.doctor.examination import NAMES, examine
 from sender.doctor.findings import Finding, Status
 
-__all__ = ["Finding", "Status", "examine", "examine_here"]
+__all__ = ["NAMES", "Finding", "Status", "examine"]

@@ -29,7 +29,12 @@ def alive(snapshot: Snapshot, lease: float) -> list[WorkerHealth]:
 
 
 def check_workers(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
-    """Whether each role has a live worker, all of this version."""
+    """Whether each role has a live worker, all of this version and able to read the credentials."""
+    yield from _check_presence(snapshot, lease)
+    yield from _check_worker_credentials(snapshot, lease)
+
+
+def _check_presence(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
     living = alive(snapshot, lease)
     for role in ROLES:
         count = sum(worker.role in (role, *EVERY_ROLE) for worker in living)
@@ -52,8 +57,7 @@ def check_workers(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
             )
 
 
-def check_worker_credentials(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
-    """Whether every live worker can read the credentials that it needs."""
+def _check_worker_credentials(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
     refs = {ref.identity: (app.bundle_id, ref) for app in snapshot.apps for ref in app.credentials}
     for worker in alive(snapshot, lease):
         readable = 0
@@ -116,15 +120,16 @@ def check_pauses(snapshot: Snapshot) -> Iterator[Finding]:
         yield warning("apps", f"credential {hold.credential} rests until {hold.until:%H:%M:%S %Z}", hold.cause)
 
 
-def check_here(snapshot: Snapshot, lease: float, host: str) -> Finding:
-    """Whether a process on this host has a fresh heartbeat: the health check of a container."""
+def check_here(snapshot: Snapshot, lease: float, host: str) -> Iterator[Finding]:
+    """Whether a worker on this host has a fresh heartbeat: the health check of a container."""
     here = [worker for worker in snapshot.workers if worker.host == host]
     for worker in here:
         if worker.silent_for <= lease:
-            return ok("here", f"{worker.name} was seen {_ago(worker.silent_for)}")
+            yield ok("here", f"{worker.name} was seen {_ago(worker.silent_for)}")
+            return
     seen = min((worker.silent_for for worker in here), default=None)
-    message = f"nothing on {host} has a heartbeat" if seen is None else f"{host} was last seen {_ago(seen)}"
-    return failed("here", message, "look at its log, or restart it")
+    message = f"no worker on {host} has a heartbeat" if seen is None else f"{host} was last seen {_ago(seen)}"
+    yield failed("here", message, "look at its log, or restart it")
 
 
 def _ago(seconds: float) -> str:
