@@ -13,7 +13,7 @@ from sender.errors import ConflictError, NotFoundError, SenderError
 from sender.model import CredentialKind, PushType
 from sender.payload import AUTO, Payload
 from sender.policy.states import CampaignState
-from sender.preview import Preview, make_preview
+from sender.preview import Preview, Rehearsal, make_preview, rehearse
 from sender.services import Services
 from sender.store import campaigns as store
 from sender.store import reports, segments
@@ -129,12 +129,11 @@ class Campaigns:
         Raises `InvalidPayloadError`, `InvalidSegmentError` or `InvalidCampaignError` with all faults, before anything
         is written; `NotFoundError` for an unknown app.
         """
-        plan = make_plan(
-            self._services.settings,
+        plan = self._plan(
             bundle_id,
             key=key,
             payload=payload,
-            audience=Segment.all() if audience is None else audience,
+            audience=audience,
             rate=rate,
             expires_in=expires_in,
             send_at=send_at,
@@ -151,9 +150,53 @@ class Campaigns:
             self._services.nudge()
         return Campaign(self, row)
 
+    def _plan(
+        self,
+        bundle_id: str,
+        *,
+        key: str,
+        payload: Payload | Mapping[str, Any],
+        audience: Segment | None = None,
+        rate: Rate = DEFAULT,
+        expires_in: timedelta | float | None = None,
+        send_at: datetime | None = None,
+        grace: timedelta | float | None = None,
+        push_type: PushType | str | None = None,
+        priority: int | None = None,
+        collapse_id: str | None = AUTO,
+        batch_size: int | None = None,
+        delivery: str = "at_least_once",
+    ) -> Plan:
+        return make_plan(
+            self._services.settings,
+            bundle_id,
+            key=key,
+            payload=payload,
+            audience=Segment.all() if audience is None else audience,
+            rate=rate,
+            expires_in=expires_in,
+            send_at=send_at,
+            grace=grace,
+            push_type=push_type,
+            priority=priority,
+            collapse_id=collapse_id,
+            batch_size=batch_size,
+            delivery=delivery,
+        )
+
     def create_draft(self, bundle_id: str, *, key: str, payload: Payload | Mapping[str, Any], **rest: Any) -> Campaign:
         """Write a campaign that waits for `send`; takes what `enqueue` takes."""
         return self.enqueue(bundle_id, key=key, payload=payload, draft=True, **rest)
+
+    def rehearse(self, bundle_id: str, *, key: str, payload: Payload | Mapping[str, Any], **rest: Any) -> Rehearsal:
+        """What `enqueue` with the same arguments would do now: audience, exclusions, one exact request.
+
+        Writes nothing; raises what `enqueue` raises, a key that is taken excepted.
+        """
+        plan = self._plan(bundle_id, key=key, payload=payload, **rest)
+        with self._services.database.transaction() as transaction:
+            app_id = _check(transaction, plan)
+            return rehearse(transaction, self._services.settings, plan, app_id)
 
     def send(self, key: str, *, send_at: datetime | None = None, actor: str = "application") -> Campaign:
         """Release a draft. Raises `TransitionError` when it is none."""
@@ -247,9 +290,7 @@ class Campaigns:
 
 
 def _write(transaction: Transaction, plan: Plan, *, draft: bool) -> CampaignRow:
-    app_id = _app_id(transaction, plan.bundle_id)
-    _check_credentials(transaction, app_id, plan)
-    _check_references(transaction, plan.audience)
+    app_id = _check(transaction, plan)
     row, new = store.insert(
         transaction,
         NewCampaign(
@@ -273,6 +314,14 @@ def _write(transaction: Transaction, plan: Plan, *, draft: bool) -> CampaignRow:
     if not new and not draft and row.state is CampaignState.DRAFT:
         return store.schedule(transaction, plan.key, actor="application")
     return row
+
+
+def _check(transaction: Transaction, plan: Plan) -> int:
+    """Check what needs the database; returns the app's id."""
+    app_id = _app_id(transaction, plan.bundle_id)
+    _check_credentials(transaction, app_id, plan)
+    _check_references(transaction, plan.audience)
+    return app_id
 
 
 def _app_id(transaction: Transaction, bundle_id: str) -> int:

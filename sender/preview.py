@@ -9,12 +9,15 @@ from typing import Any
 
 from sender.apns_ids import delivery_apns_id
 from sender.audience import Segment
+from sender.campaign_plan import Plan
 from sender.errors import NotFoundError
 from sender.model import TOPIC_SUFFIX, CredentialKind, Environment, PushType
+from sender.policy.states import AppState, CampaignState
 from sender.settings import Settings
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
 from sender.store.previews import DeviceSample, credential_of, sample, sample_of_user
+from sender.store.segments import AudienceCount, count_audience
 from sender.tokens import prefix
 
 
@@ -34,6 +37,20 @@ class Preview:
     def size(self) -> int:
         """Bytes of the body."""
         return len(self.body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What a campaign would do: whom it would reach, and one of its requests."""
+
+    plan: Plan
+    count: AudienceCount
+    preview: Preview
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the first sends take at least; None without a rate."""
+        return None if self.plan.rate is None else self.count.total / self.plan.rate
 
 
 def make_preview(
@@ -75,6 +92,45 @@ def make_preview(
     )
 
 
+def rehearse(transaction: Transaction, settings: Settings, plan: Plan, app_id: int) -> Rehearsal:
+    """What an enqueue of the plan would do now; writes nothing."""
+    count = count_audience(transaction, app_id, plan.audience, plan.encoded.push_type)
+    preview = make_preview(transaction, settings, _unwritten(plan, app_id))
+    return Rehearsal(plan=plan, count=count, preview=preview)
+
+
+def _unwritten(plan: Plan, app_id: int) -> CampaignRow:
+    return CampaignRow(
+        id=0,
+        app_id=app_id,
+        bundle_id=plan.bundle_id,
+        app_state=AppState.ACTIVE,
+        app_state_reason=None,
+        key=plan.key,
+        state=CampaignState.DRAFT,
+        state_reason=None,
+        state_actor=None,
+        epoch=0,
+        content=plan.content,
+        payload=plan.encoded.body,
+        push_type=plan.encoded.push_type,
+        priority=plan.encoded.priority,
+        collapse_id=plan.encoded.collapse_id,
+        segment=plan.content["audience"],
+        rate=plan.rate,
+        batch_size=plan.batch_size,
+        delivery=plan.delivery,
+        expires_in=plan.expires_in,
+        send_at=plan.send_at,
+        grace=plan.grace,
+        expiration=None,
+        started_on=None,
+        created_at=datetime.now(UTC),
+        started_at=None,
+        finished_at=None,
+    )
+
+
 def _headers(
     campaign: CampaignRow, push_type: PushType, device: DeviceSample, kind: CredentialKind | None
 ) -> dict[str, str]:
@@ -83,7 +139,7 @@ def _headers(
         "apns-push-type": push_type.value,
         "apns-priority": str(campaign.priority),
         "apns-expiration": str(_expiration(campaign)),
-        "apns-id": delivery_apns_id(campaign.id, device.id) if device.id else "<of the delivery>",
+        "apns-id": delivery_apns_id(campaign.id, device.id) if device.id and campaign.id else "<of the delivery>",
     }
     if campaign.collapse_id is not None:
         headers["apns-collapse-id"] = campaign.collapse_id

@@ -36,6 +36,8 @@ def parse(text: str) -> seg.Segment:
         raise _fault(text, "is no condition: write NAME=VALUE, NAME!=VALUE, NAME>=NUMBER or NAME in A,B")
     name, value = found["name"], found["value"]
     operator = " ".join(found["operator"].lower().split()).replace("==", "=")
+    if not value and operator not in ("=", "!="):
+        raise _fault(text, f"has no value after {operator}")
     try:
         if name in seg.FIELDS:
             return _field(text, name, operator, value)
@@ -52,7 +54,7 @@ def parse_all(texts: list[str]) -> seg.Segment:
         try:
             parts.append(parse(text))
         except InvalidSegmentError as error:
-            faults += [f"{error.what}: {fault}" for fault in error.faults]
+            faults += [f"{text!r}: {fault}" for fault in error.faults]
     if faults:
         raise InvalidSegmentError("--where", faults)
     if not parts:

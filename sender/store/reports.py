@@ -151,7 +151,8 @@ def settle(row: Mapping[str, Any]) -> Report:
     estimate, cut = figures.pop("audience_estimate"), figures.pop("cut_devices")
     finished, whole = figures.pop("cut_finished"), figures.pop("cut_whole")
     claimed = figures.pop("claimed")
-    known = whole or (finished and state not in _END_OF_REST)
+    never_started = figures["started_at"] is None and figures["finished_at"] is not None
+    known = whole or never_started or (finished and state not in _END_OF_REST)
     settled = sum(figures[name] for name in FINAL) + figures["retrying"]
     audience = max(cut if known else max(estimate, cut), settled)
     figures["in_flight"] = max(0, min(claimed, audience - settled))

@@ -1,0 +1,188 @@
+"""The live view of a campaign: progress, pushes a second, time left, outcomes by reason. Also without a terminal, as a
+line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sender.cli.output import console as default_console
+from sender.client import Sender
+from sender.policy.outcomes import explain
+from sender.store.reports import FINAL, Report
+from sender.store.segments import CAUSES
+
+_REFRESH = 0.5  # seconds between two looks
+_LINE_EVERY = 5.0  # seconds between two lines without a terminal
+_WINDOW = 5.0  # seconds over which the speed is measured
+_MOST_REASONS = 12
+_COLOURS = {"sent": "green", "rejected": "red", "failed": "red", "unknown": "yellow", "retrying": "yellow"}
+
+
+@dataclass(slots=True)
+class Pace:
+    """Pushes a second, measured between reports, by the database's clock."""
+
+    _points: deque[tuple[datetime, int]] = field(default_factory=deque)
+
+    def add(self, report: Report) -> None:
+        """Take a report into account."""
+        self._points.append((report.now, answered(report)))
+        while len(self._points) > 2 and (report.now - self._points[0][0]).total_seconds() > _WINDOW:
+            self._points.popleft()
+
+    @property
+    def now(self) -> float | None:
+        """Pushes a second over the last seconds; None before there are two reports."""
+        if len(self._points) < 2:
+            return None
+        (first, few), (last, many) = self._points[0], self._points[-1]
+        seconds = (last - first).total_seconds()
+        return (many - few) / seconds if seconds > 0 else None
+
+
+def watch(sender: Sender, key: str, *, console: Console | None = None, refresh: float = _REFRESH) -> Report:
+    """Show a campaign until it has finished or is held; returns its last report. Ctrl-C ends the view only."""
+    output = console or default_console
+    pace = Pace()
+    if not output.is_terminal:
+        return _watch_in_lines(sender, key, output, pace)
+    with Live(console=output, auto_refresh=False, transient=False) as live:
+        while True:
+            report = sender.campaigns.report(key)
+            pace.add(report)
+            live.update(render(report, pace.now), refresh=True)
+            if report.finished or report.held:
+                return report
+            time.sleep(refresh)
+
+
+def _watch_in_lines(sender: Sender, key: str, output: Console, pace: Pace) -> Report:
+    told: tuple[object, ...] = ()
+    told_at = 0.0
+    while True:
+        report = sender.campaigns.report(key)
+        pace.add(report)
+        ended = report.finished or report.held
+        figures = (report.state, report.final, report.retrying, report.in_flight)
+        if figures != told and (ended or time.monotonic() - told_at >= _LINE_EVERY):
+            output.print(one_line(report, pace.now), markup=False, highlight=False, soft_wrap=True)
+            told, told_at = figures, time.monotonic()
+        if ended:
+            return report
+        time.sleep(_REFRESH)
+
+
+def render(report: Report, speed: float | None = None) -> RenderableType:
+    """A report as the live view shows it."""
+    parts: list[RenderableType] = [_headline(report), _bar(report), _pace_line(report, speed), Text(), outcomes(report)]
+    held = why_held(report)
+    if held:
+        parts.append(Text(held, style="bold yellow"))
+    return Group(*parts)
+
+
+def one_line(report: Report, speed: float | None = None) -> str:
+    """A report in one line."""
+    figures = [
+        f"{name} {getattr(report, name):,}" for name in (*FINAL, "retrying", "in_flight") if getattr(report, name)
+    ]
+    pushes = f"{speed:,.0f}/s" if speed and not report.finished else ""
+    parts = [f"{report.key}: {report.state}", f"{report.final:,} of {about(report)}", *figures, pushes]
+    return ", ".join(part for part in parts if part)
+
+
+def outcomes(report: Report) -> Table:
+    """The outcomes, and the reasons with what they mean."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    for name in (*FINAL, "retrying", "in_flight", "pending"):
+        count = getattr(report, name)
+        if count or name == "sent":
+            table.add_row(Text(name.replace("_", " "), style=_COLOURS.get(name, "")), f"{count:,}", "")
+    for reason, count in list(report.by_reason.items())[:_MOST_REASONS]:
+        table.add_row(f"  {reason}", f"{count:,}", explain(reason)[0])
+    for reason, count in report.retrying_by_reason.items():
+        table.add_row(f"  {reason}, waits", f"{count:,}", explain(reason)[0])
+    return table
+
+
+def exclusions(excluded: dict[str, int]) -> str:
+    """Who is left out and why, in words; empty when nobody is."""
+    return ", ".join(f"{count:,} because {CAUSES.get(cause, cause)}" for cause, count in excluded.items())
+
+
+def why_held(report: Report) -> str:
+    """Why the campaign does not go on, or why it ended, and what to do; empty when there is nothing to say."""
+    if report.held and report.app_state != "active":
+        why = report.app_state_reason or "by a person"
+        return f"app {report.app} is paused: {why}; to go on: sender apps resume {report.app}"
+    if report.held:
+        return f"paused by the system: {report.state_reason}; to go on: sender campaigns resume {report.key}"
+    return f"{report.state}: {report.state_reason}" if report.state_reason else ""
+
+
+def answered(report: Report) -> int:
+    """Deliveries that a push was made for."""
+    return report.sent + report.rejected + report.unknown + report.retrying
+
+
+def about(report: Report) -> str:
+    """The audience; "about" it until it is cut."""
+    return f"about {report.audience:,}" if report.audience_is_estimate else f"{report.audience:,}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45 s, 3:20, 2:05:00, 3 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds >= 3 * 86_400:
+        return f"{seconds / 86_400:.0f} days"
+    text = str(timedelta(seconds=round(seconds)))
+    return text.removeprefix("0:")
+
+
+def _headline(report: Report) -> Text:
+    style = {"completed": "bold green", "failed": "bold red", "paused": "bold yellow"}.get(report.state, "bold")
+    rate = "no rate limit" if report.rate is None else f"at most {report.rate:,g}/s"
+    return Text.assemble((report.key, "bold"), f"  {report.app}  ", (report.state, style), f"  {rate}")
+
+
+def _bar(report: Report) -> RenderableType:
+    done = report.final
+    table = Table.grid(padding=(0, 1), expand=False)
+    share = done / report.audience if report.audience else float(report.finished)
+    bar = ProgressBar(
+        total=max(report.audience, 1), completed=done if report.audience else int(report.finished), width=50
+    )
+    table.add_row(bar, f"{share:6.1%}", f"{done:,} of {about(report)}")
+    return table
+
+
+def _pace_line(report: Report, speed: float | None) -> Text:
+    if report.started_at is None and report.finished:
+        return Text("never started", style="dim")
+    if report.started_at is None:
+        when = f"starts {report.send_at:%Y-%m-%d %H:%M %Z}" if report.send_at else "starts as soon as a worker is there"
+        return Text("draft: `sender campaigns send` releases it" if report.state == "draft" else when, style="dim")
+    seconds = max(((report.finished_at or report.now) - report.started_at).total_seconds(), 0.001)
+    average = answered(report) / seconds
+    parts = [f"{duration(seconds)}", f"{average:,.0f}/s on average"]
+    if not report.finished:
+        parts.insert(0, f"{speed or 0:,.0f}/s")
+        left = report.pending + report.in_flight
+        if left and speed:
+            parts.append(f"about {duration(left / speed)} left")
+        elif not left and report.retrying:
+            parts.append(f"waiting for {report.retrying:,} retries")
+    return Text("  ".join(parts))
