@@ -102,9 +102,9 @@ class Segment:
         return _read({"environment": str(environment)})
 
     @staticmethod
-    def users(*users: str) -> Segment:
+    def users(*users: str | int) -> Segment:
         """Devices of these users, by the application's own ids."""
-        return _read({"user": list(users)})
+        return _read({"user": [str(user) if type(user) is int else user for user in users]})
 
     @staticmethod
     def registered(*, after: Moment | None = None, before: Moment | None = None) -> Segment:

@@ -92,8 +92,8 @@ def make_plan(
         errors.append(error)
     if not isinstance(audience, Segment):
         errors.append(InvalidSegmentError("audience", [f"must be a Segment, not {type(audience).__name__}"]))
-    lasting, expires_faults = _seconds("expires_in", expires_in, LONGEST_EXPIRATION)
-    waiting, grace_faults = _seconds("grace", grace, LONGEST_EXPIRATION)
+    lasting, expires_faults = check_duration("expires_in", expires_in)
+    waiting, grace_faults = check_duration("grace", grace)
     faults = [
         *([] if isinstance(bundle_id, str) and bundle_id else ["the app's bundle id must be a text, not empty"]),
         *key_faults,
@@ -180,8 +180,8 @@ def _check_batch_size(size: Any) -> list[str]:
     return [f"batch_size: must be a whole number from 1 to {LARGEST_BATCH}"]
 
 
-def _seconds(name: str, value: Any, longest: float) -> tuple[float | None, list[str]]:
-    """A duration in seconds; None when it is not given."""
+def check_duration(name: str, value: Any, longest: float = LONGEST_EXPIRATION) -> tuple[float | None, list[str]]:
+    """A duration in seconds (None when it is not given), and what is wrong with it."""
     if value is None:
         return None, []
     seconds = value.total_seconds() if isinstance(value, timedelta) else value

@@ -1,0 +1,138 @@
+"""Reading the message activity log: the ledger's rows, and the retries that wait.
+
+Goes campaign by campaign, newest first, and stops when it has enough: the ledger is found by campaign, so that a
+hundred million rows of other campaigns cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sender.policy.states import Outcome
+from sender.store.database import Transaction
+
+#: How many campaigns are looked through when none is named.
+MOST_CAMPAIGNS = 1000
+
+#: What stands for an outcome while a delivery waits for its next attempt.
+RETRYING = "retrying"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One delivery. `token` is its beginning only; the whole row is found by campaign and device id."""
+
+    at: datetime | None  # None while it waits
+    due_at: datetime | None  # of the next attempt, while it waits
+    campaign_id: int
+    campaign: str
+    app: str
+    device_id: int
+    token: str | None  # None when the device is gone
+    environment: str | None
+    user: str | None
+    outcome: str  # policy.states.Outcome, or retrying
+    status: int | None
+    reason: str | None
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which deliveries; None does not narrow."""
+
+    campaign: str | None = None
+    app: str | None = None
+    reason: str | None = None
+    device_ids: Sequence[int] | None = None
+    everything: bool = False  # the successful ones too
+
+
+_CAMPAIGNS = """
+SELECT c.id, c.started_on FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+WHERE c.started_on IS NOT NULL AND (%(campaign)s::text IS NULL OR c.key = %(campaign)s)
+  AND (%(app)s::text IS NULL OR a.bundle_id = %(app)s)
+ORDER BY c.id DESC LIMIT %(most)s
+"""
+
+_WHO = """
+       left(v.token, 8) AS token, v.environment, u.external_id AS "user", c.key AS campaign, a.bundle_id AS app,
+       c.id AS campaign_id
+"""
+
+_FROM = """
+JOIN {s}.campaigns c ON c.id = d.campaign_id JOIN {s}.apps a ON a.id = c.app_id
+LEFT JOIN {s}.devices v ON v.id = d.device_id LEFT JOIN {s}.users u ON u.id = v.user_id
+"""
+
+
+def read(transaction: Transaction, wanted: Filter, *, limit: int) -> list[Entry]:
+    """At most `limit` deliveries, the newest campaign's first; within one those that wait, then the newest."""
+    entries: list[Entry] = []
+    values = {"campaign": wanted.campaign, "app": wanted.app, "most": MOST_CAMPAIGNS}
+    for campaign_id, started_on in transaction.execute(_CAMPAIGNS, values).fetchall():
+        for find in (_waiting, _final):
+            left = limit - len(entries)
+            if left <= 0:
+                return entries
+            entries += [Entry(**row) for row in find(transaction, wanted, campaign_id, started_on, left)]
+    return entries
+
+
+def devices_of(transaction: Transaction, user: str) -> list[int] | None:
+    """The ids of a user's devices; None when there is no such user."""
+    found = transaction.row("SELECT id FROM {s}.users WHERE external_id = %s", (user,))
+    if found is None:
+        return None
+    rows = transaction.rows("SELECT id FROM {s}.devices WHERE user_id = %s", (found["id"],))
+    return [row["id"] for row in rows]
+
+
+def _final(
+    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, limit: int
+) -> list[dict[str, Any]]:
+    conditions, values = _conditions(wanted)
+    if not wanted.everything:
+        conditions.append(f"d.outcome <> '{Outcome.SENT.value}'")
+    found = f"""
+        SELECT * FROM {{s}}.deliveries d
+        WHERE d.campaign_started_on = %(day)s AND d.campaign_id = %(id)s {_and(conditions)}
+        ORDER BY d.at DESC, d.device_id LIMIT %(limit)s
+    """
+    statement = f"""
+        SELECT d.at, NULL::timestamptz AS due_at, d.device_id, d.outcome, d.status, d.reason, d.attempts, {_WHO}
+        FROM ({found}) d {_FROM} ORDER BY d.at DESC, d.device_id
+    """
+    return transaction.rows(statement, values | {"day": started_on, "id": campaign_id, "limit": limit})
+
+
+def _waiting(
+    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, limit: int
+) -> list[dict[str, Any]]:
+    conditions, values = _conditions(wanted)
+    statement = f"""
+        SELECT NULL::timestamptz AS at, d.due_at, d.device_id, '{RETRYING}' AS outcome, d.status, d.reason, d.attempts,
+               {_WHO}
+        FROM {{s}}.retries d {_FROM}
+        WHERE d.campaign_id = %(id)s {_and(conditions)} ORDER BY d.due_at, d.device_id LIMIT %(limit)s
+    """
+    return transaction.rows(statement, values | {"id": campaign_id, "limit": limit})
+
+
+def _conditions(wanted: Filter) -> tuple[list[str], dict[str, Any]]:
+    conditions: list[str] = []
+    values: dict[str, Any] = {}
+    if wanted.reason is not None:
+        conditions.append("d.reason = %(reason)s")
+        values["reason"] = wanted.reason
+    if wanted.device_ids is not None:
+        conditions.append("d.device_id = ANY(%(devices)s)")
+        values["devices"] = list(wanted.device_ids)
+    return conditions, values
+
+
+def _and(conditions: list[str]) -> str:
+    return "".join(f" AND {condition}" for condition in conditions)
