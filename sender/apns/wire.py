@@ -457,8 +457,8 @@ class Wire(APNsTLSClientProtocol):
         if type(slot) is not tuple:
             return  # cancelled meanwhile
         self.answered += 1
-        if event.end_stream and headers[0] == _STATUS_OK and len(headers) <= 2:
-            slot[0].settle(slot[1], ACCEPTED)
+        if event.end_stream and headers[0] == _STATUS_OK:
+            slot[0].settle(slot[1], ACCEPTED if len(headers) <= 2 else _accepted(headers))
         else:
             self._streams[stream_id] = reply = _Reply(slot, *_parse_headers(headers))
             if event.end_stream:
@@ -540,6 +540,13 @@ class Wire(APNsTLSClientProtocol):
         self.cause = self.cause or cause
         if self.transport is not None:
             self.transport.abort()
+
+
+def _accepted(headers: Sequence[Header]) -> Accepted:
+    for name, value in headers:
+        if name == b"apns-unique-id":
+            return Accepted(apns_unique_id=value.decode("ascii", "replace"))
+    return ACCEPTED
 
 
 def _parse_headers(headers: Sequence[Header]) -> tuple[int, str | None]:
