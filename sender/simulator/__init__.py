@@ -3,6 +3,7 @@
 from sender.simulator.behaviour import PASSING, Behaviour, Rule, Shares, behaviour_of
 from sender.simulator.control import Control
 from sender.simulator.journal import Counters, Received
+from sender.simulator.process import RemoteControl, SimulatorProcess
 from sender.simulator.providers import ProviderKey, load_provider_key
 from sender.simulator.scenario import (
     Drop,
@@ -31,6 +32,7 @@ __all__ = [
     "ProviderKey",
     "ProviderTokens",
     "Received",
+    "RemoteControl",
     "Rule",
     "Scenario",
     "Settings",
@@ -38,6 +40,7 @@ __all__ = [
     "Shares",
     "Simulator",
     "SimulatorConfig",
+    "SimulatorProcess",
     "Storm",
     "behaviour_of",
     "load_provider_key",

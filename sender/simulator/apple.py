@@ -33,6 +33,7 @@ class SimulatedApns:
         self.scenario = scenario
         self.began_at = now
         self.began_after = self.journal.requests
+        self.delayed = bool(scenario.latency_ms or scenario.jitter_ms)
         self._tries: dict[bytes, int] = {}
         self._plain = not any(scenario.shares.model_dump().values()) and scenario.token_environment is None
         self.set_rules(scenario.rules)

@@ -48,6 +48,7 @@ from sender.simulator.scenario import GoAway, SettingsChange
 _UNLIMITED = (2**62, 2**62)  # clients in trouble send many resets: that is what they are tested for
 _SHAPES_KEPT = 1_000
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+_OK = (b":status", b"200")
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 
 
@@ -162,6 +163,12 @@ class ApnsConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def send_raw(self, data: bytes) -> None:
+        """Write bytes that libnghttp2 knows nothing of, after what it has ready."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.write(data)
+
     def say_goaway(self, goaway: GoAway) -> None:
         """GOAWAY now, with the newest request as the last one."""
         self._goaway = goaway
@@ -260,8 +267,7 @@ class ApnsConnection(asyncio.Protocol):
             apns_id = str(uuid4()).encode()
         known_token = token if isinstance(token, bytes) else b""
         self._journal.record(now, self._environment, shape, known_token, apns_id, body, reply)
-        scenario = self._apns.scenario
-        if scenario.latency_ms or scenario.jitter_ms or reply.delay:
+        if self._apns.delayed or reply.delay:
             self._send_later(stream, apns_id, reply, known_token)
         else:
             self._send(stream, apns_id, reply)
@@ -318,6 +324,9 @@ class ApnsConnection(asyncio.Protocol):
             return  # the client has closed the stream meanwhile
 
     def _respond(self, stream: int, apns_id: bytes, reply: Reply) -> None:
+        if reply is replies.ACCEPTED and self._environment is Environment.PRODUCTION:
+            self._h2.send_response(stream, (_OK, (b"apns-id", apns_id)), end_stream=True)
+            return
         headers = [(b":status", reply.status)]
         if reply.id_form is IdForm.AS_SENT:
             headers.append((b"apns-id", apns_id))

@@ -53,6 +53,10 @@ class Control:
         """Cut every open connection; returns how many."""
         return self._on_each(lambda connection: connection.abort())
 
+    def send_raw(self, data: bytes) -> int:
+        """Write these bytes, as they are, between two frames on every open connection; returns to how many."""
+        return self._on_each(lambda connection: connection.send_raw(data))
+
     def refuse(self, seconds: float, *, kind: OutageKind = OutageKind.REFUSE, drop: bool = False) -> None:
         """Let connecting fail for a while; `drop` cuts the open connections too."""
         outage = Outage(kind=kind, for_seconds=seconds, drop=drop)

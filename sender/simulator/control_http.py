@@ -74,10 +74,21 @@ class ControlServer:
         body = await reader.readexactly(min(length, _REQUEST_LIMIT))
         url = urlsplit(target)
         query = dict(parse_qsl(url.query))
+        answer: Any
         if (method, url.path) == ("GET", "/received"):
-            await self._stream(writer, self._control.received(query.get("token")))
-            return
-        status, answer = self._answer(method, url.path, query, body)
+            token = query.get("token")
+            if token is None:
+                await self._stream(writer, self._control.received())
+                return
+            if _is_hex(token):  # few rows, but a long look: not on the event loop
+                found = await asyncio.to_thread(lambda: list(self._control.received(token)))
+                await self._stream(writer, iter(found))
+                return
+            status, answer = b"400 Bad Request", {"error": "token must be hex"}
+        elif (method, url.path) == ("GET", "/accepted"):
+            status, answer = b"200 OK", await asyncio.to_thread(self._control.accepted_counts)
+        else:
+            status, answer = self._answer(method, url.path, query, body)
         text = json.dumps(answer).encode()
         writer.write(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
@@ -90,8 +101,6 @@ class ControlServer:
             match method, path:
                 case "GET", "/counters":
                     answer: Any = dataclasses.asdict(self._control.counters())
-                case "GET", "/accepted":
-                    answer = self._control.accepted_counts()
                 case "GET", "/expirations":
                     answer = list(self._control.expirations())
                 case "POST", _:
@@ -103,7 +112,7 @@ class ControlServer:
         except ValidationError as error:
             return b"400 Bad Request", {"error": path, "faults": faults_of(error)}
         except (ValueError, TypeError, KeyError, SenderError) as error:
-            return b"400 Bad Request", {"error": f"{path}: {error}"}
+            return b"400 Bad Request", {"error": f"{type(error).__name__}: {error}"}
         return b"200 OK", answer
 
     def _change(self, path: str, query: dict[str, str], value: Any) -> dict[str, Any]:
@@ -119,6 +128,8 @@ class ControlServer:
                 return {"connections": self._control.change_settings(change)}
             case "/goaway":
                 return {"connections": self._control.goaway(**value)}
+            case "/raw":
+                return {"connections": self._control.send_raw(bytes.fromhex(value["hex"]))}
             case "/drop":
                 return {"connections": self._control.drop()}
             case "/reset":
@@ -127,7 +138,7 @@ class ControlServer:
                 kind = OutageKind(query.get("kind", OutageKind.REFUSE))
                 self._control.refuse(float(query["seconds"]), kind=kind, drop=bool(query.get("drop")))
             case _:
-                raise ValueError("no such thing")
+                raise ValueError(f"no such thing: POST {path}")
         return {}
 
     async def _stream(self, writer: asyncio.StreamWriter, rows: Iterator[Received]) -> None:
@@ -145,3 +156,11 @@ class ControlServer:
                 await asyncio.sleep(0)
         writer.write("".join(lines).encode())
         await writer.drain()
+
+
+def _is_hex(text: str) -> bool:
+    try:
+        bytes.fromhex(text)
+    except ValueError:
+        return False
+    return True

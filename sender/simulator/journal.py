@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import unhexlify
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from sender.simulator.requests import Shape
 RecordMode = Literal["full", "counts", "none"]
 
 _ROW = Struct("<dIII16sB")  # at, shape, outcome, payload, apns-id, length of the token that follows
+_SHAPES_KEPT = 1_000
 _CHUNK = 4 << 20  # bytes of rows in one buffer
 
 
@@ -72,7 +74,7 @@ class Journal:
         self.outcome_counts: list[int] = []
         self._outcome_index: dict[tuple[int, str, bool], int] = {}
         self._shapes: list[tuple[Environment, Shape]] = []
-        self._shape_index: dict[tuple[Environment, Shape], int] = {}
+        self._shape_index: dict[Environment, dict[Shape, int]] = {environment: {} for environment in Environment}
         self._payloads: list[bytes] = []
         self._payload_index: dict[bytes, int] = {}
         self._chunks = [bytearray()]
@@ -83,23 +85,22 @@ class Journal:
         self, at: float, environment: Environment, shape: Shape, token: bytes, apns_id: bytes, body: bytes, reply: Reply
     ) -> None:
         """Write one request down. `token` is lower-case hex, or empty when it was malformed."""
-        outcome = (*reply.key, reply.delivered)
-        index = self._outcome_index.get(outcome)
+        index = self._outcome_index.get(reply.outcome)
         if index is None:
-            index = self._new_outcome(outcome)
+            index = self._new_outcome(reply.outcome)
         self.outcome_counts[index] += 1
         self.requests += 1
         if self.mode == "none":
             return
-        which = self._shape_index.get((environment, shape))
+        which = self._shape_index[environment].get(shape)
         if which is None:
             which = self._new_shape(environment, shape)
         if self.mode == "counts":
             if reply.delivered:
                 self._accepted[token] += 1
             return
-        raw = bytes.fromhex(token.decode())
-        identifier = bytes.fromhex(apns_id.decode().replace("-", ""))
+        raw = unhexlify(token)
+        identifier = unhexlify(apns_id.replace(b"-", b""))
         payload = self._payload(body) if self.keep_payloads else 0
         rows = self._chunks[-1]
         rows += _ROW.pack(at, which, index, payload, identifier, len(raw)) + raw
@@ -113,13 +114,14 @@ class Journal:
         return len(self.outcomes) - 1
 
     def _new_shape(self, environment: Environment, shape: Shape) -> int:
-        if self.mode == "counts":  # nothing refers to it
-            self._expirations.add(shape.expiration)
-            self._shape_index.clear()
-            return self._shape_index.setdefault((environment, shape), 0)
         self._expirations.add(shape.expiration)
+        index = self._shape_index[environment]
+        if self.mode == "counts":  # nothing refers to shapes: keep the few that come again and again
+            if len(index) >= _SHAPES_KEPT:
+                index.clear()
+            return index.setdefault(shape, 0)
         self._shapes.append((environment, shape))
-        return self._shape_index.setdefault((environment, shape), len(self._shapes) - 1)
+        return index.setdefault(shape, len(self._shapes) - 1)
 
     def _payload(self, body: bytes) -> int:
         index = self._payload_index.get(body)

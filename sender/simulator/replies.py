@@ -37,7 +37,11 @@ class Reply:
     code: int = 0  # of RST_STREAM
     id_form: IdForm = IdForm.AS_SENT
     delay: float = 0.0  # seconds, on top of the scenario's latency
-    status: bytes = field(default=b"200")
+    status: bytes = b"200"
+    outcome: tuple[int, str, bool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outcome", (*self.key, self.delivered))
 
 
 ACCEPTED = Reply(key=(200, ""), delivered=True)
@@ -74,6 +78,7 @@ def rejection(status: int, reason: str, *, delay: float = 0.0) -> Reply:
     return Reply(key=(status, reason), status=b"%d" % status, body=body, delay=delay)
 
 
+@lru_cache(maxsize=1024)
 def gone(reason: str, timestamp_ms: int) -> Reply:
     """A 410 with the moment at which APNs last knew the token to be valid, in milliseconds."""
     body = json.dumps({"reason": reason, "timestamp": timestamp_ms}, separators=(",", ":")).encode()

@@ -21,7 +21,7 @@ from sender.simulator.certificates import Certificates, ensure_certificates, mak
 from sender.simulator.connection import ApnsConnection
 from sender.simulator.control import Control
 from sender.simulator.control_http import ControlServer
-from sender.simulator.journal import Counters, Journal, RecordMode
+from sender.simulator.journal import Counters, Journal, Received, RecordMode
 from sender.simulator.outages import Outages
 from sender.simulator.providers import ProviderKey, Providers
 from sender.simulator.scenario import OutageKind, Scenario
@@ -106,6 +106,18 @@ class Simulator:
     def counters(self) -> Counters:
         """Figures since the start or the last reset."""
         return self.control.counters()
+
+    def received(self, token: str | None = None) -> list[Received]:
+        """What came in, in order: everything, or for one token. Needs record="full"."""
+        return list(self.control.received(token))
+
+    def accepted_counts(self) -> dict[str, int]:
+        """Token → how many notifications its device gets. Needs record="full" or "counts"."""
+        return self.control.accepted_counts()
+
+    def expirations(self) -> set[int | None]:
+        """Every distinct apns-expiration that came in; None: a request without one."""
+        return self.control.expirations()
 
     def _url(self, scheme: str, port: int) -> str:
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
