@@ -51,8 +51,7 @@ def worker_command(
     settings: Settings, role: Role, *, name: str, concurrency: int | None = None, node: str | None = None
 ) -> Command:
     """A Celery worker on threads for the queues of a role. `node` is what Flower calls it, unique on its host."""
-    _need("celery", "a worker", "worker")
-    _need("aioapns", "a worker", "worker")
+    check_extras(flower=False)
     roles = WORKERS if role is Role.ALL else (role,)
     threads = concurrency or sum(LIGHT_THREADS.get(each, settings.worker_threads) for each in roles)
     arguments = ["worker", "--pool", "threads", "--concurrency", str(threads)]
@@ -64,7 +63,7 @@ def worker_command(
 
 def beat_command(settings: Settings, *, name: str = "beat") -> Command:
     """Celery beat; when it last ran what is remembered in the data directory."""
-    _need("celery", "beat", "worker")
+    check_extras(flower=False)
     schedule = settings.data_dir.absolute() / "beat-schedule"
     arguments = ["beat", "--schedule", str(schedule), "--pidfile=", "--loglevel", settings.log_level]
     return _command(settings, Role.BEAT, name, arguments)
@@ -72,8 +71,7 @@ def beat_command(settings: Settings, *, name: str = "beat") -> Command:
 
 def flower_command(settings: Settings, *, port: int, password: str, name: str = "flower") -> Command:
     """Flower with basic authentication. Raises `ConfigurationError` for a user or password that Flower cannot take."""
-    _need("flower", "Flower", "flower")
-    _need("aioapns", "Flower (it reads the tasks)", "worker")
+    check_extras(flower=True)
     credentials = f"{settings.flower_user}:{password}"
     if "," in credentials or ":" in settings.flower_user:
         raise ConfigurationError(
@@ -85,6 +83,14 @@ def flower_command(settings: Settings, *, port: int, password: str, name: str = 
     command = _command(given, Role.FLOWER, name, arguments)
     command.environment["FLOWER_BASIC_AUTH"] = credentials
     return command
+
+
+def check_extras(*, flower: bool) -> None:
+    """Raises `MissingExtraError` when the packages of workers, beat or Flower are not installed."""
+    for module in ("celery", "aioapns"):
+        _need(module, "a worker", "worker")
+    if flower:
+        _need("flower", "Flower", "flower")
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

@@ -101,7 +101,10 @@ class Postgres:
         self._end_leftovers(home)
         self._sockets = self._socket_directory(home)
         self._run(home, self._sockets)
-        self._ensure_role()
+        try:
+            self._ensure_role()
+        except psycopg.Error as error:
+            raise StackError(f"PostgreSQL started, but the application's database was not made: {error}") from None
 
     def stop(self, *, now: bool = False) -> None:
         """Stop the server; `now` leaves the recovery to the next start."""

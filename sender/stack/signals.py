@@ -42,7 +42,9 @@ class StopSignals:
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._before = {signum: signal.signal(signum, self._count) for signum in STOPPING}
+        # What is ignored stays ignored: nohup, and Ctrl-C for what a shell runs in the background.
+        heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+        self._before = {signum: signal.signal(signum, self._count) for signum in heard}
         return self
 
     def __exit__(

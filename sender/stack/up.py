@@ -14,12 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+import psutil
+from kombu.connection import Connection
 from pydantic import SecretStr
 
-from sender.errors import ConfigurationError, StackError
+from sender.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    DatabaseUnavailableError,
+    SenderError,
+    StackError,
+)
 from sender.settings import SERVERS_FILE, Settings
 from sender.stack.children import Child, Children, find_leftovers
-from sender.stack.commands import Command, Role, beat_command, flower_command, worker_command
+from sender.stack.commands import Command, Role, beat_command, check_extras, flower_command, worker_command
 from sender.stack.datadir import DataDirectory
 from sender.stack.launch import end_stranger
 from sender.stack.postgres import Postgres
@@ -33,7 +41,7 @@ Say = Callable[[str], None]
 
 STOP_MARGIN = 10.0  # seconds beyond settings.stop_timeout before a process that drains is killed
 LOOK_EVERY = 0.25  # seconds between two looks at the processes
-HOPELESS = 4  # deaths of a process before `ready` after which starting is given up
+HOPELESS = 3  # deaths of a process before `ready` after which starting is given up
 TICK = "tick"
 REMIND_EVERY = 15.0  # seconds between two lines that say what `ready` waits for
 
@@ -48,6 +56,7 @@ class Plan:
 
 def run_stack(settings: Settings, plan: Plan, say: Say) -> None:
     """Run the stack until a stop signal. Main thread only. Raises `SenderError` when it does not come up."""
+    check_extras(flower=plan.flower)
     data = DataDirectory(settings.data_dir)
     data.create()
     with data.lock(), StopSignals() as signals:
@@ -77,8 +86,10 @@ class Stack:
 
     def start(self) -> None:
         """Bring everything up, and say `ready`."""
+        self._data.remove(SERVERS_FILE)
         self._end_leftovers()
         self._start_servers()
+        self._check_broker()
         self._migrate()
         if self._plan.flower:
             self._flower = self._choose_flower()
@@ -114,10 +125,10 @@ class Stack:
             return
         self._say(f"ending {len(leftovers)} processes that an earlier run left behind")
         for process in leftovers:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        for process in leftovers:
-            end_stranger(process, (signal.SIGTERM, self._given.stop_timeout + STOP_MARGIN))
+        for process in psutil.wait_procs(leftovers, timeout=self._given.stop_timeout + STOP_MARGIN)[1]:
+            end_stranger(process)
 
     def _start_servers(self) -> None:
         found = {}
@@ -135,6 +146,18 @@ class Stack:
         self._servers.append(server)
         server.start()
         return server.url
+
+    def _check_broker(self) -> None:
+        """A broker that is not there would be waited for by every process, in silence."""
+        url = self._settings.require_broker_url()
+        try:
+            with Connection(url, connect_timeout=5, transport_options={"socket_connect_timeout": 5}) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0.5)
+        except Exception as error:
+            raise BrokerUnavailableError(
+                f"Redis does not answer ({str(error) or type(error).__name__}): check SENDER_BROKER_URL, or leave it out "
+                "to run the embedded one"
+            ) from None
 
     def _migrate(self) -> None:
         before = migrate(self._settings.require_database_url(), self._settings.database_schema)
@@ -169,7 +192,8 @@ class Stack:
     def _wait_for_everybody(self, database: Database, since: datetime) -> None:
         """Until every worker has beaten, the tick has run and Flower answers."""
         waiting = [child for child in self._children.all if child.command.role is not Role.BEAT]
-        ticking = False
+        ticking = pulsed = False
+        here: set[int] = set()
         remind_at = time.monotonic() + REMIND_EVERY
         while waiting or not ticking:
             if time.monotonic() > remind_at:
@@ -182,7 +206,7 @@ class Stack:
                     raise StackError(
                         f"{child.command.name} does not start; the end of {child.log}:\n{child.last_words()}"
                     )
-            with database.transaction() as transaction:
+            with contextlib.suppress(DatabaseUnavailableError), database.transaction() as transaction:
                 here = presence.beaten_since(transaction, since, [child.pid or 0 for child in waiting])
                 pulsed = presence.pulsed_since(transaction, since, TICK)
             if pulsed and not ticking:
@@ -223,7 +247,7 @@ class Stack:
         self._say(f"{server.name} ended, restarting")
         try:
             server.start()
-        except StackError as error:
+        except SenderError as error:
             self._say(f"{server.name} does not start: {error}")
             self._signals.sleep(5)
             return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from sender.errors import ConfigurationError, MissingExtraError
 from sender.settings import Settings, read_settings
 from sender.stack import commands
 from sender.stack.commands import Role, beat_command, flower_command, settings_environment, worker_command
+from sender.store.database import Database
 
 
 def _given(**values: object) -> Settings:
@@ -88,9 +92,11 @@ def test_flower_is_not_started_with_a_password_that_it_would_read_as_two(user: s
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    missing = "celery"
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None if name == missing else name)
     with pytest.raises(MissingExtraError, match=r"apns-campaign-sender\[worker\]"):
         worker_command(_given(), Role.CAMPAIGN, name="w")
+    missing = "flower"
     with pytest.raises(MissingExtraError, match=r"apns-campaign-sender\[flower\]"):
         flower_command(_given(), port=5555, password="x")
 
@@ -137,3 +143,59 @@ def test_without_servers_the_thin_commands_name_both_remedies(command: list[str]
     assert done.returncode == 2
     assert "sender up" in done.stderr and "SENDER_" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_worker_beat_and_flower_run_from_inside_such_a_project(
+    project: Path, settings: Settings, database: Database
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    given = settings.model_copy(update={"flower_port": port})
+    environment = {**os.environ, **settings_environment(given), "PYTHONPATH": str(project)}
+    started = {
+        name: subprocess.Popen(
+            [Path(sys.executable).with_name("sender"), *arguments],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=(project / f"{name}.log").open("w"),
+        )
+        for name, arguments in {"worker": ["worker", "--role", "all"], "beat": ["beat"], "flower": ["flower"]}.items()
+    }
+    try:
+        while not (_ticked(database) and _worker_pids(database) == [started["worker"].pid] and _healthy(port)):
+            assert all(process.poll() is None for process in started.values()), _logs(project)
+            time.sleep(0.1)
+        for process in started.values():
+            process.terminate()
+        assert [process.wait() for process in started.values()] == [0, 0, 0], _logs(project)
+        assert started["flower"].stdout is not None
+        assert started["flower"].stdout.read().startswith(b"user sender  password ")
+        assert _worker_pids(database) == []
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+            process.stdout.close()  # type: ignore[union-attr]
+
+
+def _ticked(database: Database) -> bool:
+    with database.transaction() as transaction:
+        return bool(transaction.rows("SELECT 1 FROM {s}.pulses WHERE name = 'tick'"))
+
+
+def _worker_pids(database: Database) -> list[int]:
+    with database.transaction() as transaction:
+        return [row["pid"] for row in transaction.rows("SELECT pid FROM {s}.workers")]
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck") as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _logs(project: Path) -> str:
+    return "\n".join(f"== {log.name}\n{log.read_text()[-2000:]}" for log in project.glob("*.log"))

@@ -298,9 +298,9 @@ def _run_both(path: Path) -> str:
     data = DataDirectory(path)
     data.create()
     postgres, valkey = Postgres(data, durable=False), Valkey(data, durable=False)
-    postgres.start()
-    valkey.start()
     try:
+        postgres.start()
+        valkey.start()
         with psycopg.connect(postgres.url) as connection:
             row = connection.execute("SELECT current_user").fetchone()
         return f"{row[0] if row else None} {redis.Redis.from_url(valkey.url).ping()}"
