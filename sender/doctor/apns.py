@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
-import socket
-import ssl
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from sender.apns.credentials import check_credential
+from sender.apns.dial import ConnectError, dial, endpoint_of, tls_context
 from sender.doctor.findings import Finding, Snapshot, failed, ok, warning
 from sender.doctor.work import alive
-from sender.errors import CredentialError, MissingExtraError
+from sender.errors import ConfigurationError, CredentialError, MissingExtraError, SenderError
 from sender.model import (
     Accepted,
     Answer,
@@ -35,7 +32,7 @@ from sender.settings import Settings
 if TYPE_CHECKING:
     from sender.apns.client import Clients
 
-_NETWORK = "open TCP port 443 (or 2197) to it, or set SENDER_APNS_PROXY_URL"
+_NETWORK = "open TCP port 443 (or 2197) to it, or set SENDER_APNS_PROXY_URL; for another server: SENDER_APNS_CA_FILE"
 
 
 def check_credentials(snapshot: Snapshot, lease: float) -> Iterator[Finding]:
@@ -79,87 +76,33 @@ def check_reachable(settings: Settings, snapshot: Snapshot) -> Iterator[Finding]
     used = {ref.environment for app in snapshot.apps for ref in app.credentials} or set(Environment)
     for environment in Environment:
         if environment in used:
-            yield _reach(settings, environment)
+            yield asyncio.run(_reach(settings, environment))
 
 
-def _reach(settings: Settings, environment: Environment) -> Finding:
-    url = urlsplit(host_url(settings, environment))
-    where = f"{environment} {url.hostname}:{url.port or 443}"
+async def _reach(settings: Settings, environment: Environment) -> Finding:
     through = " through the proxy" if settings.apns_proxy_url else ""
     started = time.monotonic()
     try:
-        protocol = _handshake(settings, url)
-    except ssl.SSLCertVerificationError as error:
-        advice = "set SENDER_APNS_CA_FILE to the CA of the simulator or inspecting proxy"
-        return failed("apns", f"{where}: TLS: {error.verify_message}", advice)
-    except (OSError, ValueError) as error:
-        return failed("apns", f"{where} cannot be reached{through}: {_word(error)}", _NETWORK)
-    if protocol != "h2":
-        advice = "something between here and APNs takes the connection apart: let it pass untouched"
-        return failed("apns", f"{where} does not speak HTTP/2{through}", advice)
-    return ok("apns", f"{where} reached{through} in {(time.monotonic() - started) * 1000:.0f} ms")
+        endpoint = endpoint_of(settings, environment)
+        context, limit = tls_context(settings), settings.apns_connect_timeout
+        protocol = await dial(endpoint, context, _Hangup, timeout=limit)
+        protocol.close()
+    except ConnectError as error:
+        return failed("apns", f"{environment}{through}: {error}", _NETWORK)
+    except ConfigurationError as error:
+        return failed("apns", f"{environment}: {error}", "correct it: docs/settings.md")
+    took = (time.monotonic() - started) * 1000
+    return ok("apns", f"{environment} {endpoint.authority} reached{through} in {took:.0f} ms")
 
 
-def host_url(settings: Settings, environment: Environment) -> str:
-    """Where an environment's requests go."""
-    production = environment is Environment.PRODUCTION
-    return settings.apns_production_url if production else settings.apns_sandbox_url
+class _Hangup(asyncio.Protocol):
+    """A connection that is only there to be closed again."""
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
 
-def _handshake(settings: Settings, url: SplitResult) -> str | None:
-    """Connect and shake hands within SENDER_APNS_CONNECT_TIMEOUT a step. Returns the protocol that was agreed on."""
-    context = ssl.create_default_context(cafile=settings.apns_ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    host, port = url.hostname or "", url.port or 443
-    limit = settings.apns_connect_timeout
-    if settings.apns_proxy_url:
-        raw = _through_proxy(urlsplit(settings.apns_proxy_url.get_secret_value()), host, port, limit)
-    else:
-        raw = socket.create_connection((host, port), timeout=limit)
-    with raw, context.wrap_socket(raw, server_hostname=host) as connection:
-        return connection.selected_alpn_protocol()
-
-
-def _through_proxy(proxy: SplitResult, host: str, port: int, limit: float) -> socket.socket:
-    """A connection that the proxy has opened (HTTP CONNECT, RFC 9110 section 9.3.6). Raises `OSError`."""
-    connection = socket.create_connection((proxy.hostname or "", proxy.port or 3128), timeout=limit)
-    try:
-        connection.sendall(_connect_request(proxy, host, port))
-        status = _status_line(connection)
-    except BaseException:
-        connection.close()
-        raise
-    if status.split(" ")[1:2] != ["200"]:
-        connection.close()
-        raise ConnectionError(f"the proxy answers {status!r}")
-    return connection
-
-
-def _connect_request(proxy: SplitResult, host: str, port: int) -> bytes:
-    name = f"[{host}]" if ":" in host else host
-    lines = [f"CONNECT {name}:{port} HTTP/1.1", f"Host: {name}:{port}"]
-    if proxy.username:
-        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}")
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def _status_line(connection: socket.socket) -> str:
-    """The first line of the proxy's answer, once all of its header has come."""
-    answer = b""
-    while b"\r\n\r\n" not in answer and len(answer) < 65536:
-        more = connection.recv(4096)
-        if not more:
-            break
-        answer += more
-    return answer.split(b"\r\n", 1)[0].decode("latin-1") or "nothing"
-
-
-def _word(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return getattr(error, "strerror", None) or str(error)
+    def close(self) -> None:
+        self._transport.close()
 
 
 # --- one push --------------------------------------------------------------------------------------------------------
@@ -183,7 +126,7 @@ async def _send_all(clients: Clients, targets: Sequence[tuple[str, CredentialRef
         what = f"{bundle_id} {ref.environment}"
         try:
             client = clients.get(ref)
-        except CredentialError as error:
+        except SenderError as error:
             findings.append(failed("push", f"{what}: {error}", "see the lines on credentials above"))
             continue
         [answer] = await client.send([made_up_push(bundle_id)], timeout=timeout)

@@ -343,7 +343,7 @@ def test_a_proxy_is_asked_with_its_password_and_its_refusal_is_told(healthy: Dat
     finding = faults(Settings(**{**reachable.model_dump(), "apns_proxy_url": url}))["apns"]
     listener.close()
     assert finding.status is Status.FAILED
-    assert "407" in finding.message
+    assert "refused the user and password" in finding.message
     assert b"Basic dXNlcjpwQHNz" in heard[0]
 
 
