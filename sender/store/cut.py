@@ -40,7 +40,7 @@ SELECT c.id, c.key, c.app_id, c.segment, c.push_type, c.rate, c.batch_size, c.cu
        c.cut_limit AS limit, c.cut_finished AS finished, c.audience_estimate, c.low_batch_id, c.started_at AS now
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 WHERE c.id = %s AND c.state = 'running' AND a.state = 'active'
-FOR UPDATE OF c SKIP LOCKED
+FOR NO KEY UPDATE OF c
 """
 
 _LOW = """
@@ -109,7 +109,7 @@ FROM unnest(%(ids)s::bigint[]) AS i(id) WHERE r.campaign_id = %(campaign)s AND r
 
 
 def hold(transaction: Transaction, campaign_id: int) -> Cutting | None:
-    """The campaign's cut, for this transaction alone; None when it does not run or somebody else is at it."""
+    """The campaign's cut, for this transaction alone (a second one waits); None when it does not run."""
     row = transaction.row(_HOLD, (campaign_id,))
     if row is None:
         return None
