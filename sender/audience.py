@@ -6,6 +6,7 @@ Segments are values: frozen, comparable, and the same after a round trip through
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -56,8 +57,10 @@ class Segment:
                 )
                 continue
             values: list[Any] = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-            faults += check_attribute(name) + check_scalars(name, values)
-            parts.append(OneOf(attribute=name, values=tuple(values)))
+            wrong = check_attribute(name) + check_scalars(name, values)
+            faults += wrong
+            if not wrong:
+                parts.append(OneOf(attribute=name, values=tuple(values)))
         if not attributes:
             faults.append("where() names no attribute: use Segment.all() for every device")
         _refuse(faults)
@@ -141,6 +144,16 @@ class Segment:
         """The keys of other campaigns that this segment names."""
         return frozenset()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Segment) and self._text() == other._text()
+
+    def __hash__(self) -> int:
+        return hash(self._text())
+
+    def _text(self) -> str:
+        """What equality goes by: JSON, because Python's True equals its 1."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
     def __and__(self, other: Segment) -> Segment:
         return And(parts=_flat(And, self, other))
 
@@ -151,12 +164,12 @@ class Segment:
         return self.part if isinstance(self, Not) else Not(part=self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Everyone(Segment):
     """Every device."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OneOf(Segment):
     """Attribute equality and membership."""
 
@@ -167,7 +180,7 @@ class OneOf(Segment):
         _canonical(self, "values")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Compare(Segment):
     """Attribute order: <, <=, >, >=. Equality is a `OneOf`, and != its negation."""
 
@@ -176,7 +189,7 @@ class Compare(Segment):
     value: str | int | float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contains(Segment):
     """A list attribute that holds a value."""
 
@@ -184,7 +197,7 @@ class Contains(Segment):
     value: Scalar
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Field(Segment):
     """A column that is one of the values: locale, language, timezone, environment, user."""
 
@@ -195,7 +208,7 @@ class Field(Segment):
         _canonical(self, "values")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Span(Segment):
     """A time column within [after, before): registered, last_seen."""
 
@@ -204,7 +217,7 @@ class Span(Segment):
     before: Moment | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Percentage(Segment):
     """A stable share."""
 
@@ -212,7 +225,7 @@ class Percentage(Segment):
     seed: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NotSent(Segment):
     """Not reached by another campaign."""
 
@@ -222,7 +235,7 @@ class NotSent(Segment):
         return frozenset({self.key})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Joined(Segment):
     parts: tuple[Segment, ...]
 
@@ -233,21 +246,21 @@ class _Joined(Segment):
         return frozenset[str]().union(*(part.campaign_keys() for part in self.parts))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class And(_Joined):
     """All of them."""
 
     word: ClassVar[str] = "and"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Or(_Joined):
     """Any of them."""
 
     word: ClassVar[str] = "or"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Not(Segment):
     """The others."""
 
