@@ -177,8 +177,8 @@ class Wire(APNsTLSClientProtocol):
 
     @property
     def full(self) -> bool:
-        """Every stream that the peer allows is in use, and the connection has proved itself."""
-        return self.answered > 0 and len(self._streams) >= self._limit > 1
+        """Every stream that the peer allows is taken, and the connection has proved itself."""
+        return self.answered > 0 and self.load >= self._limit > 1
 
     def enqueue(self, slots: Iterable[Slot]) -> None:
         """Take the requests over; they are written at the end of this turn of the event loop."""
