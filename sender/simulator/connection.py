@@ -69,7 +69,7 @@ class ApnsConnection(asyncio.Protocol):
         self._shapes: dict[Headers, Shape] = {}
         self._fields: dict[bytes, bytes] = {}
         self._shape = Shape()
-        self._body = b""
+        self._body: bytes | None = None  # the last one that was in order
         self._bodies: dict[int, bytearray] = {}
         self._headers: dict[int, Headers] = {}
         self._requests = 0
@@ -284,7 +284,7 @@ class ApnsConnection(asyncio.Protocol):
         if body == self._body and len(body) <= limit:
             return None
         fault = payload_fault(body, limit)
-        self._body = body if fault is None else b""
+        self._body = body if fault is None else None
         return fault
 
     def _look_up(self, fields: dict[bytes, bytes]) -> Shape:

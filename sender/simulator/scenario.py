@@ -201,13 +201,13 @@ def parse_rules(value: Any) -> tuple[Rule, ...]:
 
 def load_scenario(path: Path) -> Scenario:
     """Read a scenario file, JSON by its ending and TOML otherwise. Raises `InvalidInputError`."""
+    kind, parse = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        value = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(f"scenario {path}", [f"cannot be read: {error.strerror}"]) from None
     except ValueError as error:
-        raise InvalidInputError(f"scenario {path}", [f"is not {'JSON' if path.suffix else 'TOML'}: {error}"]) from None
+        raise InvalidInputError(f"scenario {path}", [f"is not {kind}: {error}"]) from None
     if not isinstance(value, dict):
         raise InvalidInputError(f"scenario {path}", ["must be an object"])
     return parse_scenario(value, name=f"scenario {path}")
