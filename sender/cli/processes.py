@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -40,13 +42,14 @@ def beat() -> None:
     """Run Celery beat with the sender's schedule, as `celery -A tasks beat`. Two of them do no harm."""
     from sender.settings import load_settings
     from sender.stack.commands import beat_command, exec_command
-    from sender.stack.datadir import DataDirectory
 
     settings = load_settings()
     settings.require_database_url()
     settings.require_broker_url()
-    DataDirectory(settings.data_dir).create()
-    exec_command(beat_command(settings))
+    # Our schedule has only jobs of every second: it may be forgotten, as in a container that is read only.
+    kept = os.access(settings.data_dir, os.W_OK | os.X_OK)
+    folder = settings.data_dir if kept else Path(tempfile.mkdtemp(prefix="sender-beat-"))
+    exec_command(beat_command(settings, folder=folder))
 
 
 def flower() -> None:

@@ -24,6 +24,7 @@ from sender.stack.datadir import DataDirectory
 
 UNPRIVILEGED = ("postgres", "nobody")  # the first of them that exists
 ELSEWHERE = Path("/var/lib/apns-campaign-sender")
+TEMPORARY = Path("/tmp")  # noqa: S108 - made with mkdtemp
 LOCATIONS_FILE = "locations.json"  # in the data directory: where a server's state is, when it is not beside it
 OWNER_FILE = "data-directory"  # in such a place: the data directory that it belongs to
 
@@ -140,14 +141,8 @@ def _reaches(account: Account, paths: list[Path]) -> bool:
 def _move_elsewhere(data: DataDirectory, server: str, account: Account) -> Path:
     """A place for the state outside of the data directory, recorded in it."""
     name = hashlib.sha256(str(data.path.resolve()).encode()).hexdigest()[:16]
-    try:
-        ELSEWHERE.mkdir(mode=0o711, exist_ok=True)
-        place = ELSEWHERE / name
-        place.mkdir(mode=0o711, exist_ok=True)
-    except OSError:
-        place = Path(tempfile.mkdtemp(prefix=f"sender-{name}-", dir="/tmp"))
-        place.chmod(0o711)
-    state = place / server
+    state = _place(data, name) / server
+    place = state.parent
     (place / OWNER_FILE).write_text(str(data.path.resolve()))
     if not _own(state, account) or not _reaches(account, [state]):
         raise ConfigurationError(
@@ -160,6 +155,20 @@ def _move_elsewhere(data: DataDirectory, server: str, account: Account) -> Path:
         unused.rmdir()
     data.write(LOCATIONS_FILE, {**data.read(LOCATIONS_FILE), server: str(state)})
     return state
+
+
+def _place(data: DataDirectory, name: str) -> Path:
+    """The directory for all servers of a data directory: one that is temporary gets a temporary one."""
+    for recorded in data.read(LOCATIONS_FILE).values():
+        return Path(recorded).parent
+    if not data.path.is_relative_to(TEMPORARY):
+        with contextlib.suppress(OSError):
+            ELSEWHERE.mkdir(mode=0o711, exist_ok=True)
+            (ELSEWHERE / name).mkdir(mode=0o711, exist_ok=True)
+            return ELSEWHERE / name
+    place = Path(tempfile.mkdtemp(prefix=f"sender-{name}-", dir=TEMPORARY))
+    place.chmod(0o711)
+    return place
 
 
 def _check_owner(state: Path, data: DataDirectory) -> None:

@@ -61,11 +61,17 @@ def worker_command(
     return _command(settings, role, name, arguments)
 
 
-def beat_command(settings: Settings, *, name: str = "beat") -> Command:
-    """Celery beat; when it last ran what is remembered in the data directory."""
+def beat_command(settings: Settings, *, folder: Path, name: str = "beat") -> Command:
+    """Celery beat; when it last ran what is remembered in a file of this folder."""
     check_extras(flower=False)
-    schedule = settings.data_dir.absolute() / "beat-schedule"
-    arguments = ["beat", "--schedule", str(schedule), "--pidfile=", "--loglevel", settings.log_level]
+    arguments = [
+        "beat",
+        "--schedule",
+        str(folder.absolute() / "beat-schedule"),
+        "--pidfile=",
+        "--loglevel",
+        settings.log_level,
+    ]
     return _command(settings, Role.BEAT, name, arguments)
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
-import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +17,6 @@ from pydantic import SecretStr
 
 from sender.errors import (
     BrokerUnavailableError,
-    ConfigurationError,
     DatabaseUnavailableError,
     SenderError,
     StackError,
@@ -29,6 +25,7 @@ from sender.settings import SERVERS_FILE, Settings
 from sender.stack.children import Child, Children, find_leftovers
 from sender.stack.commands import Command, Role, beat_command, check_extras, flower_command, worker_command
 from sender.stack.datadir import DataDirectory
+from sender.stack.flower import Flower, choose_flower
 from sender.stack.launch import end_stranger
 from sender.stack.postgres import CONNECTIONS, Postgres
 from sender.stack.signals import Stopped, StopSignals
@@ -82,7 +79,7 @@ class Stack:
         self._say = say
         self._servers: list[Postgres | Valkey] = []
         self._children = Children(data)
-        self._flower: tuple[int, str] | None = None  # port and password
+        self._flower: Flower | None = None
 
     def start(self) -> None:
         """Bring everything up, and say `ready`."""
@@ -92,7 +89,7 @@ class Stack:
         self._check_broker()
         self._migrate()
         if self._plan.flower:
-            self._flower = self._choose_flower()
+            self._flower = choose_flower(self._settings)
         self._publish()
         with self._database() as database:
             with database.transaction() as transaction:
@@ -180,19 +177,21 @@ class Stack:
                 "pid": os.getpid(),
                 "database_url": self._settings.require_database_url(),
                 "broker_url": self._settings.require_broker_url(),
-                "flower_url": self._flower_url() if self._flower else None,
+                "flower_url": self._flower.url if self._flower else None,
             },
         )
 
     def _commands(self) -> list[Command]:
         settings = self._settings
-        commands = [worker_command(settings, Role.CONTROL, name="control"), beat_command(settings)]
+        commands = [
+            worker_command(settings, Role.CONTROL, name="control"),
+            beat_command(settings, folder=self._data.path),
+        ]
         commands += [worker_command(settings, Role.PRIORITY, name="priority")]
         for number in range(1, self._plan.workers + 1):
             commands.append(worker_command(settings, Role.CAMPAIGN, name=f"campaign-{number}"))
         if self._flower:
-            port, password = self._flower
-            commands.append(flower_command(settings, port=port, password=password))
+            commands.append(flower_command(settings, port=self._flower.port, password=self._flower.password))
         return commands
 
     def _wait_for_everybody(self, database: Database, since: datetime) -> None:
@@ -224,15 +223,15 @@ class Stack:
 
     def _is_here(self, child: Child, here: set[int]) -> bool:
         if child.command.role is Role.FLOWER:
-            return self._flower_answers()
+            return self._flower is not None and self._flower.answers()
         return child.pid in here
 
     def _announce(self, child: Child) -> None:
         if child.command.role is not Role.FLOWER or not self._flower:
             self._say(f"worker    {child.command.name} (process {child.pid})")
             return
-        secret = "as configured" if self._settings.flower_password else self._flower[1]
-        self._say(f"flower    {self._flower_url()}  user {self._settings.flower_user}  password {secret}")
+        secret = "as configured" if self._settings.flower_password else self._flower.password
+        self._say(f"flower    {self._flower.url}  user {self._settings.flower_user}  password {secret}")
 
     def _tend(self) -> list[Child]:
         """One look at everything: servers first, since the processes need them."""
@@ -289,48 +288,3 @@ class Stack:
             yield database
         finally:
             database.close()
-
-    def _choose_flower(self) -> tuple[int, str]:
-        configured = self._settings.flower_password
-        password = configured.get_secret_value() if configured else secrets.token_urlsafe(12)
-        return free_port(self._settings.flower_address, self._settings.flower_port), password
-
-    def _flower_url(self) -> str:
-        port = self._flower[0] if self._flower else self._settings.flower_port
-        return f"http://{_host(self._settings.flower_address)}:{port}"
-
-    def _flower_answers(self) -> bool:
-        host = _host(self._settings.flower_address).strip("[]")
-        connection = http.client.HTTPConnection(host, self._flower[0] if self._flower else 0, timeout=2)
-        try:
-            connection.request("GET", "/healthcheck")
-            return connection.getresponse().status < 500
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-
-def free_port(address: str, wanted: int) -> int:
-    """The wanted port, or the next one that is free (0: any). Raises `ConfigurationError` when there is none."""
-    for port in range(wanted, min(wanted + 100, 65536)) if wanted else (0,):
-        try:
-            with socket.create_server((address, port), family=_family(address), reuse_port=False) as probe:
-                return int(probe.getsockname()[1])
-        except OSError as error:
-            last = error
-    raise ConfigurationError(
-        f"Flower finds no port on {address} from {wanted} on ({last.strerror}): set "
-        "SENDER_FLOWER_ADDRESS and SENDER_FLOWER_PORT, or run without it (--no-flower)"
-    )
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _host(address: str) -> str:
-    """The address as a URL has it; one that means every interface is reached on loopback."""
-    if address in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{address}]" if ":" in address else address

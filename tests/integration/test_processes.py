@@ -47,7 +47,7 @@ def test_no_secret_is_among_the_arguments_nor_in_the_repr(command: str) -> None:
     settings = _given(flower_password="flowersecret", apns_proxy_url="http://u:proxysecret@h:1")
     made = {
         "worker": lambda: worker_command(settings, Role.CAMPAIGN, name="w"),
-        "beat": lambda: beat_command(settings),
+        "beat": lambda: beat_command(settings, folder=Path("/")),
         "flower": lambda: flower_command(settings, port=5555, password="flowersecret"),
     }[command]()
     assert "secret" not in " ".join(made.argv) + repr(made)
@@ -79,7 +79,7 @@ def test_celery_variables_of_another_project_do_not_reach_our_processes(monkeypa
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://another")
     monkeypatch.setenv("BROKER_URL", "redis://another")
     monkeypatch.setenv("CERTIFICATE_PASSPHRASE", "needed")
-    environment = beat_command(_given()).environment
+    environment = beat_command(_given(), folder=Path("/")).environment
     assert "CELERY_BROKER_URL" not in environment
     assert "BROKER_URL" not in environment
     assert environment["CERTIFICATE_PASSPHRASE"] == "needed"
@@ -151,6 +151,7 @@ def test_worker_beat_and_flower_run_from_inside_such_a_project(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     given = settings.model_copy(update={"flower_port": port})
+    given.data_dir.mkdir()
     environment = {**os.environ, **settings_environment(given), "PYTHONPATH": str(project)}
     started = {
         name: subprocess.Popen(
