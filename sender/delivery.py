@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -12,7 +12,7 @@ import structlog
 
 from sender.errors import DatabaseUnavailableError
 from sender.leases import Lease
-from sender.model import Accepted, Answer, CredentialRef, Environment, NotProcessed, Push, PushType
+from sender.model import Accepted, Answer, CredentialRef, NotProcessed, Push
 from sender.pacing import take_grant
 from sender.policy.outcomes import DeliveryStep, Halt, rule_for
 from sender.policy.states import DeviceState, Outcome
@@ -22,13 +22,13 @@ from sender.runtime import Runtime
 from sender.store import batches, sending
 from sender.store.batches import Claim, Target
 from sender.store.database import TRANSIENT
+from sender.store.segments import NEEDS_AUTHORIZATION
 
 log = structlog.get_logger()
 
 #: How often a push that was provably not processed is issued again at once, before the queue has it back.
 RESENDS = 2
 
-_ALERT_TYPES = frozenset({PushType.ALERT})
 _SKIPPED: dict[str, str] = {
     DeviceState.INVALID.value: "Invalid",
     DeviceState.QUARANTINED.value: "Quarantined",
@@ -36,20 +36,13 @@ _SKIPPED: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A push that is ready to go."""
-
-    target: Target
-    push: Push
-    credential: CredentialRef
-
-
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """What a claim comes to before anything is sent: pushes, and what is decided without one."""
+    """What a claim comes to before anything is sent: pushes with their targets, and what is decided without one."""
 
-    pushes: list[Planned] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    pushes: list[Push] = field(default_factory=list)  # one for each of the targets
+    credentials: Mapping[str, CredentialRef] = field(default_factory=dict)  # by environment
     finals: list[Final] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     untouched: list[int] = field(default_factory=list)
@@ -64,8 +57,7 @@ def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
     claim, plan = taken
     with runtime.leases.hold(claim) as lease:
         try:
-            sent = issue(runtime, lease, plan)
-            results = _results(runtime, lease, plan, sent)
+            results = _results(runtime, lease, plan, issue(runtime, lease, plan))
         except Exception:
             _give_back(runtime, claim)
             raise
@@ -88,53 +80,47 @@ def _claim(runtime: Runtime, batch_id: int) -> tuple[Claim, Plan] | None:
         holds = sending.holds(transaction, [ref.identity for ref in credentials.values()])
     held = {environment for environment, ref in credentials.items() if ref.identity in holds}
     plan = prepare(claim, targets, credentials, held)
-    missing = set(claim.device_ids) - settled - {target.device_id for target in targets}
-    plan.finals += [Final(device_id=id, outcome=Outcome.SKIPPED, reason="Moved", attempts=0) for id in sorted(missing)]
+    if len(targets) + len(settled) < len(claim.device_ids):
+        missing = set(claim.device_ids) - settled - {target.device_id for target in targets}
+        plan.finals += [Final(device_id=id, outcome=Outcome.SKIPPED, reason="Moved", attempts=0) for id in missing]
     plan.held_until = max(holds.values(), default=None)
     return claim, plan
 
 
 def prepare(
-    claim: Claim,
-    targets: Iterable[Target],
-    credentials: dict[Environment, CredentialRef],
-    held: set[Environment],
+    claim: Claim, targets: Iterable[Target], credentials: Mapping[str, CredentialRef], held: Collection[str]
 ) -> Plan:
     """Make the pushes of a claim. A device can only be removed here, as skipped with a cause, or wait its rest out."""
-    campaign, plan = claim.campaign, Plan()
+    campaign, plan = claim.campaign, Plan(credentials=credentials)
+    expired = campaign.expiration is not None and campaign.expiration <= claim.loaded_at
+    needs_leave = campaign.headers.push_type in NEEDS_AUTHORIZATION
     for target in targets:
-        if campaign.expiration is not None and campaign.expiration <= claim.loaded_at:
+        if expired:
             plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
-        elif (cause := _skip_cause(target, campaign.headers.push_type, credentials)) is not None:
-            plan.finals.append(_removed(target, Outcome.SKIPPED, cause))
+        elif target.state in _SKIPPED:
+            plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[target.state]))
+        elif target.environment not in credentials:
+            plan.finals.append(_removed(target, Outcome.SKIPPED, "NoCredential"))
+        elif needs_leave and target.authorization == "denied":
+            plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
         elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
             _wait(plan, target, target.blocklisted_until, campaign.expiration)
         elif target.environment in held:
             plan.untouched.append(target.device_id)
         else:
-            push = Push(
-                token=target.token,
-                apns_id=delivery_apns_id(campaign.id, target.device_id),
-                payload=campaign.payload,
-                headers=campaign.headers,
-            )
-            plan.pushes.append(Planned(target=target, push=push, credential=credentials[target.environment]))
+            apns_id = delivery_apns_id(campaign.id, target.device_id)
+            plan.targets.append(target)
+            plan.pushes.append(Push(target.token, apns_id, campaign.payload, campaign.headers))
     return plan
 
 
 def delivery_apns_id(campaign_id: int, device_id: int) -> str:
     """The apns-id of a delivery: a version 8 UUID (RFC 9562) of the campaign's and the device's ids, the same for
     every attempt, so that APNs's answers, Apple's console and our rows can be joined."""
-    text = f"{campaign_id & 0xFFFF_FFFF_FFFF:012x}8000{0x8000_0000_0000_0000 | device_id:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def _skip_cause(target: Target, push_type: PushType, credentials: dict[Environment, CredentialRef]) -> str | None:
-    if target.environment not in credentials:
-        return "NoCredential"
-    if push_type in _ALERT_TYPES and target.authorization == "denied":
-        return "NotReachable"
-    return _SKIPPED.get(target.state)
+    return (
+        f"{campaign_id >> 16 & 0xFFFF_FFFF:08x}-{campaign_id & 0xFFFF:04x}-8000-"
+        f"{0x8000 | device_id >> 48 & 0x3FFF:04x}-{device_id & 0xFFFF_FFFF_FFFF:012x}"
+    )
 
 
 def _removed(target: Target, outcome: Outcome, reason: str) -> Final:
@@ -153,7 +139,7 @@ def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | No
 # --- issue ----------------------------------------------------------------------------------------------------------
 
 
-def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Sent | None]:
+def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
     """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
     answers: list[Answer | None] = [None] * len(plan.pushes)
     _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
@@ -163,26 +149,32 @@ def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Sent | None]:
             break
         _issue_round(runtime, lease, plan, refused, answers)
     _try_on_fresh_connection(runtime, lease, plan, answers)
-    return [
-        None if answer is None else Sent(target=one.target, push=one.push, answer=answer, credential=one.credential)
-        for one, answer in zip(plan.pushes, answers, strict=True)
-    ]
+    return answers
 
 
 def _issue_round(
     runtime: Runtime, lease: Lease, plan: Plan, places: Sequence[int], answers: list[Answer | None]
 ) -> None:
     waiting = []
-    left = list(places)
+    left = places
     while left:
         granted = take_grant(runtime.database, lease.limits, len(left), lease.stopped)
         if not granted:
             break
         part, left = left[:granted], left[granted:]
-        waiting += runtime.issue([plan.pushes[at] for at in part], part, lease)
-    for places_issued, future in waiting:
-        for at, answer in zip(places_issued, future.result(), strict=True):
+        for environment, group in _by_environment(plan, part):
+            pushes = [plan.pushes[at] for at in group]
+            waiting.append((group, runtime.issue(plan.credentials[environment], pushes, lease)))
+    for group, future in waiting:
+        for at, answer in zip(group, future.result(), strict=True):
             answers[at] = answer
+
+
+def _by_environment(plan: Plan, places: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
+    groups: dict[str, list[int]] = {}
+    for at in places:
+        groups.setdefault(plan.targets[at].environment, []).append(at)
+    return list(groups.items())
 
 
 def _may_resend(answer: Answer | None) -> bool:
@@ -194,7 +186,7 @@ def _try_on_fresh_connection(runtime: Runtime, lease: Lease, plan: Plan, answers
     doubted = [at for at, answer in enumerate(answers) if answer is not None and _doubts_connection(answer)]
     if not doubted or lease.stopped.is_set():
         return
-    runtime.renew_connections({plan.pushes[at].credential for at in doubted})
+    runtime.renew_connections({plan.credentials[plan.targets[at].environment] for at in doubted})
     _issue_round(runtime, lease, plan, doubted[:1], answers)
     if isinstance(answers[doubted[0]], Accepted):
         _issue_round(runtime, lease, plan, doubted[1:], answers)
@@ -208,22 +200,28 @@ def _doubts_connection(answer: Answer) -> bool:
 # --- weigh, record --------------------------------------------------------------------------------------------------
 
 
-def _results(runtime: Runtime, lease: Lease, plan: Plan, sent: Sequence[Sent | None]) -> Results:
+def _results(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer | None]) -> Results:
     claim = lease.claim
     terms = Terms(
         at_least_once=claim.campaign.delivery == "at_least_once",
         expiration=claim.campaign.expiration,
         backoff_scale=runtime.settings.backoff_scale,
     )
-    issued = [one for one in sent if one is not None]
-    chances = [random.random() for _ in issued]  # noqa: S311
-    results = weigh(claim, issued, terms=terms, now=lease.now(), chances=chances)
+    answered = (
+        Sent(target, push, answer, plan.credentials[target.environment])
+        for target, push, answer in zip(plan.targets, plan.pushes, answers, strict=True)
+        if answer is not None
+    )
+    results = weigh(claim, answered, terms=terms, now=lease.now(), chance=random.random)
     results.finals += plan.finals
     results.again += plan.again
     results.untouched += plan.untouched
+    if None in answers:
+        results.untouched += [
+            target.device_id for target, answer in zip(plan.targets, answers, strict=True) if answer is None
+        ]
     if plan.held_until is not None:
         results.rest = max(0.0, (plan.held_until - claim.loaded_at).total_seconds())
-    results.untouched += [one.target.device_id for one, gone in zip(plan.pushes, sent, strict=True) if gone is None]
     return results
 
 

@@ -3,14 +3,15 @@ transaction. It can be run again after any failure: everything it writes is idem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 
-from sender.model import Answer, CredentialRef, Push, Rejected
+from sender.model import Accepted, Answer, CredentialRef, Push, Rejected
 from sender.policy.backoff import blocklist_delay
 from sender.policy.outcomes import Halt, Rule, TokenStep, is_known, rule_for
 from sender.policy.verdict import Again, Final, Terms, Untouched, judge
@@ -28,8 +29,7 @@ PROVIDER_TOKEN_HOLD = 20 * 60.0
 SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
+class Sent(NamedTuple):
     """One push that was issued, with its answer and the credential it went out with."""
 
     target: Target
@@ -42,6 +42,7 @@ class Sent:
 class Results:
     """What a batch comes to, before it is written."""
 
+    sent: list[int] = field(default_factory=list)  # device ids accepted at the first attempt: nearly all of them
     finals: list[Final] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     untouched: list[int] = field(default_factory=list)
@@ -53,35 +54,45 @@ class Results:
     halts: dict[tuple[Halt, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
 
 
-def weigh(claim: Claim, sent: Sequence[Sent], *, terms: Terms, now: datetime, chances: Sequence[float]) -> Results:
-    """Apply the outcome table to a batch's answers. Pure: time and chances (one a push) are arguments."""
+def weigh(
+    claim: Claim, answered: Iterable[Sent], *, terms: Terms, now: datetime, chance: Callable[[], float]
+) -> Results:
+    """Apply the outcome table to a batch's answers. Pure: the time and the chance are arguments."""
     results = Results()
-    for one, chance in zip(sent, chances, strict=True):
-        rule = rule_for(one.answer)
-        verdict = judge(
-            one.answer,
-            rule,
-            device_id=one.target.device_id,
-            attempts=one.target.attempts,
-            blocklisted_times=one.target.blocklisted_times,
-            terms=terms,
-            now=now,
-            chance=chance,
-        )
-        match verdict:
-            case Final():
-                results.finals.append(verdict)
-            case Again():
-                results.again.append(verdict)
-            case Untouched():
-                results.untouched.append(verdict.device_id)
-        if rule.token is not TokenStep.NONE:
-            _note_token(results, claim, one, rule, until=now + _rest(one, chance, terms))
-        if rule.halt is not Halt.NONE:
-            results.halts.setdefault((rule.halt, rule.reason), (rule, one.credential))
-        if not is_known(one.answer):
-            _log_unknown(one.answer)
+    for one in answered:
+        target, _, answer, _ = one
+        if type(answer) is Accepted and not target.attempts and not target.blocklisted_times:
+            results.sent.append(target.device_id)  # the plain case, and the hot path: what the table says, in short
+        else:
+            _weigh_one(results, claim, one, terms=terms, now=now, chance=chance())
     return results
+
+
+def _weigh_one(results: Results, claim: Claim, one: Sent, *, terms: Terms, now: datetime, chance: float) -> None:
+    rule = rule_for(one.answer)
+    verdict = judge(
+        one.answer,
+        rule,
+        device_id=one.target.device_id,
+        attempts=one.target.attempts,
+        blocklisted_times=one.target.blocklisted_times,
+        terms=terms,
+        now=now,
+        chance=chance,
+    )
+    match verdict:
+        case Final():
+            results.finals.append(verdict)
+        case Again():
+            results.again.append(verdict)
+        case Untouched():
+            results.untouched.append(verdict.device_id)
+    if rule.token is not TokenStep.NONE:
+        _note_token(results, claim, one, rule, until=now + _rest(one, chance, terms))
+    if rule.halt is not Halt.NONE:
+        results.halts.setdefault((rule.halt, rule.reason), (rule, one.credential))
+    if not is_known(one.answer):
+        _log_unknown(one.answer)
 
 
 def record(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> dict[str, int]:
@@ -92,7 +103,7 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
     """
     ours = batches.fence(transaction, claim)
     retried = claim.kind == "retry" or claim.epoch > 1
-    counts = ledger.record(transaction, claim, results.finals, retried=retried)
+    counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried)
     _record_tokens(transaction, claim, results)
     _record_halts(transaction, claim, results, scale=scale)
     if not ours:
@@ -102,7 +113,7 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
     if results.again:
         counts["retrying"] = len(results.again)
     if results.untouched:
-        issued = bool(results.finals or results.again)
+        issued = bool(results.sent or results.finals or results.again)
         setbacks = 0 if issued else claim.setbacks + 1
         setback = 0.0 if issued else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
         delay = max(setback, results.rest)

@@ -26,7 +26,6 @@ from sender.store.database import TRANSIENT, Database
 
 if TYPE_CHECKING:
     from sender.apns.client import Clients
-    from sender.delivery import Planned
 
 log = structlog.get_logger()
 
@@ -36,8 +35,6 @@ SLICE = 64
 #: Seconds between two heartbeats of the process, and between two checks that it can read the credentials.
 HEARTBEAT = 3.0
 CREDENTIAL_CHECK = 30.0
-
-Issued = tuple[Sequence[int], "Future[list[Answer | None]]"]
 
 
 class Runtime:
@@ -64,19 +61,10 @@ class Runtime:
         self.leases.start()
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
 
-    def issue(self, planned: Sequence[Planned], places: Sequence[int], lease: Lease) -> list[Issued]:
-        """Start sending these pushes, a group per credential; each group's future has an answer per place, or None for
-        what was not issued because the claim had to stop."""
-        groups: dict[CredentialRef, list[int]] = {}
-        for index, one in enumerate(planned):
-            groups.setdefault(one.credential, []).append(index)
-        return [
-            (
-                [places[index] for index in indexes],
-                self._loop.submit(self._send(credential, [planned[index].push for index in indexes], lease)),
-            )
-            for credential, indexes in groups.items()
-        ]
+    def issue(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> Future[list[Answer | None]]:
+        """Start sending these pushes; the future has an answer for each, or None for what was not issued because the
+        claim had to stop."""
+        return self._loop.submit(self._send(credential, pushes, lease))
 
     def renew_connections(self, credentials: Collection[CredentialRef]) -> None:
         """Have the next pushes with these credentials go out on new connections."""
@@ -101,7 +89,7 @@ class Runtime:
             log.warning("retire_failed", worker=str(self.id))
         self.database.close()
 
-    async def _send(self, credential: CredentialRef, pushes: list[Push], lease: Lease) -> list[Answer | None]:
+    async def _send(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> list[Answer | None]:
         try:
             client = self._clients.get(credential)
         except SenderError as error:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sender.model import Environment, PushHeaders, PushType
+from sender.model import PushHeaders, PushType
 from sender.store.database import Transaction
 
 
@@ -29,19 +30,22 @@ class CampaignWork:
     app_rate: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A device of a batch, as loaded when the batch was claimed."""
+class Target(NamedTuple):
+    """A device of a batch, as loaded when the batch was claimed. Its fields are the columns of `_TARGETS`, in order;
+    a tuple, because one is made for every push."""
 
     device_id: int
     token: str
-    environment: Environment
+    environment: str
     state: str
     authorization: str
     registered_at: datetime | None
     blocklisted_until: datetime | None
     blocklisted_times: int
     attempts: int  # charged before this one
+
+    def __repr__(self) -> str:
+        return f"Target(device_id={self.device_id}, state={self.state!r})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,20 +175,7 @@ def targets(transaction: Transaction, claim: Claim) -> list[Target]:
     """The devices of a claim that are neither final nor waiting for a retry elsewhere, in the order of the cut."""
     fresh = claim.kind == "first" and claim.epoch == 1
     cursor = transaction.execute(_FRESH_TARGETS if fresh else _TARGETS, _places(claim))
-    return [
-        Target(
-            device_id=id,
-            token=token,
-            environment=Environment(environment),
-            state=state,
-            authorization=authorization,
-            registered_at=registered_at,
-            blocklisted_until=until,
-            blocklisted_times=times,
-            attempts=attempts,
-        )
-        for id, token, environment, state, authorization, registered_at, until, times, attempts in cursor
-    ]
+    return list(map(Target._make, cursor))
 
 
 def settled(transaction: Transaction, claim: Claim) -> set[int]:

@@ -4,7 +4,7 @@ counted on the batch row in the same transaction, so that counts and ledger cann
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 
 from sender.policy.states import Outcome
@@ -79,14 +79,18 @@ RETURNING r.device_id, r.attempts, r.status
 _FIRST_BATCH = "SELECT min(id) FROM {s}.batches WHERE campaign_id = %s"
 
 
-def record(transaction: Transaction, claim: Claim, finals: Iterable[Final], *, retried: bool) -> dict[str, int]:
-    """Write the finals of a claim that have none yet, and count them on its batch. Returns what was counted, by
-    outcome. `retried`: whether rows of the retries may have to go."""
+def record(
+    transaction: Transaction, claim: Claim, sent: Sequence[int], finals: Sequence[Final], *, retried: bool
+) -> dict[str, int]:
+    """Write the deliveries of a claim that are final (`sent`: device ids accepted at the first attempt) and have no
+    row yet, and count them on its batch. Returns what was counted, by outcome. `retried`: whether rows of the retries
+    may have to go."""
     return write(
         transaction,
         batch_id=claim.batch_id,
         campaign_id=claim.campaign.id,
         started_on=claim.campaign.started_on,
+        sent=sent,
         finals=finals,
         retried=retried,
     )
@@ -98,30 +102,24 @@ def write(
     batch_id: int,
     campaign_id: int,
     started_on: date,
-    finals: Iterable[Final],
+    finals: Sequence[Final],
     retried: bool,
+    sent: Sequence[int] = (),
 ) -> dict[str, int]:
     """Write finals and count those that were new on a batch; see `record`."""
-    sent: list[int] = []
-    others: list[Final] = []
-    for final in finals:
-        if final.outcome is Outcome.SENT and final.attempts == 1 and final.status == 200:
-            sent.append(final.device_id)
-        else:
-            others.append(final)
     counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
     reasons: dict[str, int] = {}
     key = {"day": started_on, "campaign": campaign_id}
     if sent:
         row = transaction.execute(_SENT, key | {"ids": sent}).fetchone()
         counts[Outcome.SENT.value] += row[0] if row else 0
-    if others:
-        for outcome, reason, count in transaction.execute(_FINALS, key | _columns(others)):
+    if finals:
+        for outcome, reason, count in transaction.execute(_FINALS, key | _columns(finals)):
             counts[outcome] += count
             if reason:
                 reasons[reason] = reasons.get(reason, 0) + count
-    if retried and (sent or others):
-        transaction.execute(_END_RETRIES, (campaign_id, sent + [final.device_id for final in others]))
+    if retried and (sent or finals):
+        transaction.execute(_END_RETRIES, (campaign_id, [*sent, *(final.device_id for final in finals)]))
     if any(counts.values()):
         transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons)})
     return {outcome: count for outcome, count in counts.items() if count}

@@ -37,9 +37,9 @@ class Standing:
     app_rate: float | None
 
 
-def credentials(transaction: Transaction, app_id: int) -> dict[Environment, CredentialRef]:
+def credentials(transaction: Transaction, app_id: int) -> dict[str, CredentialRef]:
     """An app's credentials by environment."""
-    return {ref.environment: ref for ref in _references(transaction, app_id)}
+    return {ref.environment.value: ref for ref in _references(transaction, app_id)}
 
 
 def all_credentials(transaction: Transaction) -> list[CredentialRef]:
