@@ -158,6 +158,11 @@ class ApnsConnection(asyncio.Protocol):
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
+    @property
+    def open(self) -> bool:
+        """Whether it is neither closed nor about to be."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def abort(self) -> None:
         """Cut the connection."""
         if self._transport is not None:

@@ -68,7 +68,7 @@ class Control:
 
     def _on_each(self, do: Callable[[ApnsConnection], None]) -> int:
         def run() -> int:
-            connections = list(self._simulator.connections)
+            connections = [connection for connection in self._simulator.connections if connection.open]
             for connection in connections:
                 do(connection)
             return len(connections)
@@ -108,7 +108,7 @@ class Control:
             by_status=by_status,
             by_reason=by_reason,
             connections_opened=journal.connections_opened,
-            connections_open=len(self._simulator.connections),
+            connections_open=sum(connection.open for connection in self._simulator.connections),
             handshakes_failed=journal.handshakes_failed,
             provider_tokens=self._simulator.apns.providers.distinct,
             per_second=dict(journal.per_second),

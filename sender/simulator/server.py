@@ -28,6 +28,7 @@ from sender.simulator.scenario import OutageKind, Scenario
 
 T = TypeVar("T")
 _HANDSHAKE_TIMEOUT = 10.0  # seconds
+_SHUTDOWN_TIMEOUT = 1.0  # seconds that a closing connection waits for the client's close_notify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +235,12 @@ class Simulator:
         context = contexts.get(kind, self._tls) if kind else self._tls
         try:
             secured = await asyncio.get_running_loop().start_tls(
-                transport, connection, context, server_side=True, ssl_handshake_timeout=_HANDSHAKE_TIMEOUT
+                transport,
+                connection,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
             )
         except (OSError, TimeoutError):
             self.journal.handshakes_failed += 1

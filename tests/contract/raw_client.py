@@ -149,8 +149,20 @@ class RawClient:
             if not self._read(deadline):
                 return
 
+    def cancel_open(self) -> None:
+        """RST_STREAM(CANCEL) on every stream that is open, once its request is out."""
+        self._write()
+        for stream, answer in self.answers.items():
+            if not answer.closed:
+                self._h2.reset_stream(stream, 8)
+                answer.closed = True
+        self._write()
+        self.answers = {stream: answer for stream, answer in self.answers.items() if not answer.closed}
+
     def settle(self) -> None:
         """Write, and read everything that the server has sent until it answers a PING."""
+        if self.goaway is not None:
+            return
         deadline = time.monotonic() + 5
         self._pinged = False
         self._h2.ping(b"settled?")
@@ -193,6 +205,8 @@ class RawClient:
 
     def _note(self) -> None:
         for event in self._h2.events():
+            if hasattr(event, "stream_id") and event.stream_id not in self.answers:
+                continue  # given up
             match event:
                 case ResponseReceived():
                     self.answers[event.stream_id].headers = dict(event.headers)
