@@ -26,6 +26,8 @@ from sender.client import Sender
 from sender.errors import SenderError
 from sender.settings import Settings, load_settings
 from sender.simulator import ProviderKey, Scenario, Shares, Simulator, SimulatorConfig, behaviour_of, load_provider_key
+from sender.stack.account import forget_homes
+from sender.stack.datadir import DataDirectory
 
 BUNDLE_ID = "com.example.news"
 TEAM_ID, KEY_ID = "DEMOTEAM01", "DEMOKEY001"
@@ -52,6 +54,9 @@ class Rehearsal:
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="sender-demo-"))
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._stack.callback(
+            forget_homes, DataDirectory(self.directory / "data")
+        )  # run as root, it keeps some elsewhere
         try:
             self.key_file = _write_key(self.directory)
             self.simulator = self._stack.enter_context(Simulator(self._simulator_config()))
