@@ -32,7 +32,7 @@ DELIVERY_WORDS: Mapping[DeliveryStep, str] = {
     DeliveryStep.RESEND: "The delivery is tried again at once; no attempt is charged.",
     DeliveryStep.RELEASE: "The delivery goes back to the queue untouched; no attempt is charged.",
     DeliveryStep.UNKNOWN: "The campaign's delivery guarantee decides: tried again (`at_least_once`), or `unknown`.",
-    DeliveryStep.FAIL: "The delivery is `failed`.",
+    DeliveryStep.FAIL: "The delivery is `rejected`, as every other of the campaign would be.",
 }
 TOKEN_WORDS: Mapping[TokenStep, str] = {
     TokenStep.NONE: "The token is not touched.",
@@ -45,7 +45,7 @@ HALT_WORDS: Mapping[Halt, str] = {
     Halt.NONE: "",
     Halt.HOLD_CREDENTIAL: "The credential rests for 20 minutes, for all of its apps; then sending goes on by itself.",
     Halt.PAUSE_APP: "The app is paused, and its campaigns with it, until a person resumes it.",
-    Halt.STOP_CAMPAIGN: "The campaign stops: it would be the same for every device.",
+    Halt.STOP_CAMPAIGN: "The campaign fails: what was not sent yet ends as `failed`.",
 }
 
 
