@@ -10,7 +10,6 @@ from sender.errors import InvalidTokenError
 #: Characters. Apple: "never assume a token's length"; but an index entry has to end somewhere.
 LONGEST = 1024
 
-_NORMAL = re.compile(r"(?:[0-9a-f]{2})+")
 _LONG_HEX = re.compile(r"[0-9a-fA-F]{16,}")
 _DECORATION = str.maketrans("", "", "<> \t\r\n")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -25,10 +24,12 @@ def normalise(token: str) -> str:
     """
     if not isinstance(token, str):
         raise InvalidTokenError("device token", [f"must be text in hexadecimal, not {type(token).__name__}"])
-    plain = token if _is_normal(token) else token.translate(_DECORATION).lower()
-    if not _is_normal(plain):
+    if _is_hex(token):
+        return token.lower()
+    plain = token.translate(_DECORATION)
+    if not _is_hex(plain):
         raise InvalidTokenError(f"device token {prefix(token.strip())!r}", [fault_of(token)])
-    return plain
+    return plain.lower()
 
 
 def fault_of(token: str) -> str:
@@ -59,8 +60,13 @@ def redact(text: str) -> str:
     return _LONG_HEX.sub(lambda found: prefix(found.group()), text)
 
 
-def _is_normal(token: str) -> bool:
-    return len(token) <= LONGEST and _NORMAL.fullmatch(token) is not None
+def _is_hex(token: str) -> bool:
+    """Whether the text is whole bytes in hexadecimal and nothing else. (A regular expression takes five times as
+    long, and an import asks a million times.)"""
+    try:
+        return 0 < len(bytes.fromhex(token)) * 2 == len(token) <= LONGEST
+    except ValueError:
+        return False
 
 
 def _is_odd_hex(text: str) -> bool:

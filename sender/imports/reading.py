@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -134,17 +135,12 @@ def _records(text: io.TextIOWrapper, name: str) -> tuple[list[str] | None, Itera
     if first.lstrip().startswith("["):
         raise InvalidInputError(name, ["it is a JSON array: write one object a line (`jq -c '.[]' FILE`)"])
     delimiter = max(_DELIMITERS, key=first.count)
-    reader = csv.reader(_with_first(first, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain((first,), lines), delimiter=delimiter, strict=True)
     try:
         header = [column.strip() for column in next(reader)]
     except (csv.Error, StopIteration) as error:
         raise InvalidInputError(name, [f"its first line is no CSV header: {error}"]) from None
     return header, _csv(reader, number - 1)
-
-
-def _with_first(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def _csv(reader: Any, before: int) -> Iterator[Record]:
@@ -164,7 +160,7 @@ def _csv(reader: Any, before: int) -> Iterator[Record]:
 
 def _jsonl(first: str, number: int, lines: Iterator[str]) -> Iterator[Record]:
     decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-    for number, line in enumerate(_with_first(first, lines), number):  # noqa: B020, PLR1704
+    for number, line in enumerate(chain((first,), lines), number):  # noqa: B020, PLR1704
         if not line.strip():
             continue
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -126,7 +126,7 @@ class RowReader:
 
     def _time(self, column: str, text: str) -> str:
         try:
-            return check_time(parse_time(text), self._now).astimezone(UTC).isoformat()
+            return check_time(parse_time(text), self._now).isoformat()
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{column} {error}") from None
 
