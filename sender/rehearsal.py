@@ -54,9 +54,8 @@ class Rehearsal:
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="sender-demo-"))
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
-        self._stack.callback(
-            forget_homes, DataDirectory(self.directory / "data")
-        )  # run as root, it keeps some elsewhere
+        # As root, under a directory of mode 0700, the servers' state is in another place.
+        self._stack.callback(forget_homes, DataDirectory(self.directory / "data"))
         try:
             self.key_file = _write_key(self.directory)
             self.simulator = self._stack.enter_context(Simulator(self._simulator_config()))
