@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, cast
 
-from sender.errors import ConflictError
+from sender.errors import ConflictError, CredentialError
 from sender.model import Environment
 from sender.simulator.apple import SimulatedApns
 from sender.simulator.certificates import Certificates, ensure_certificates, make_client_certificate
@@ -27,6 +27,7 @@ from sender.simulator.providers import ProviderKey, Providers
 from sender.simulator.scenario import OutageKind, Scenario
 
 T = TypeVar("T")
+_HANDSHAKE_FAILURE = bytes.fromhex("15 0303 0002 02 28")  # RFC 8446, section 6: alert, fatal, handshake_failure
 _HANDSHAKE_TIMEOUT = 10.0  # seconds
 _SHUTDOWN_TIMEOUT = 1.0  # seconds that a closing connection waits for the client's close_notify
 
@@ -131,8 +132,6 @@ class Simulator:
         self._files: Certificates = ensure_certificates(cast(Path, self.config.directory or self._temporary))
         self._tls = self._context(self._files.server_file)
         self._wrong_tls = self._context(self._files.wrong_file)
-        self._alert_tls = self._context(self._files.server_file)
-        self._alert_tls.sni_callback = lambda *_: ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="apns-simulator", daemon=True)
         self._thread.start()
@@ -222,6 +221,10 @@ class Simulator:
         kind = self.outages.next_kind()
         if kind is OutageKind.RESET:
             transport.abort()
+        elif kind is OutageKind.TLS_ALERT:
+            self.journal.handshakes_failed += 1
+            transport.set_protocol(_Alert(transport))
+            transport.resume_reading()
         elif kind is not OutageKind.SILENT:
             task = asyncio.get_running_loop().create_task(self._shake_hands(transport, environment, kind))
             self._handshakes.add(task)
@@ -231,8 +234,7 @@ class Simulator:
         self, transport: asyncio.Transport, environment: Environment, kind: OutageKind | None
     ) -> None:
         connection = ApnsConnection(self.apns, environment, self.connections.discard)
-        contexts = {OutageKind.TLS_ALERT: self._alert_tls, OutageKind.WRONG_CERTIFICATE: self._wrong_tls}
-        context = contexts.get(kind, self._tls) if kind else self._tls
+        context = self._wrong_tls if kind is OutageKind.WRONG_CERTIFICATE else self._tls
         try:
             secured = await asyncio.get_running_loop().start_tls(
                 transport,
@@ -262,7 +264,12 @@ class Simulator:
         context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a client's own certificate may be its trust anchor
         for authority in (self._files.ca_file, *self.config.client_cas):
-            context.load_verify_locations(authority)
+            try:
+                context.load_verify_locations(authority)
+            except OSError as error:
+                raise CredentialError(
+                    f"client CA {authority}", [f"is no readable PEM file: {error.strerror}"]
+                ) from None
         return context
 
 
@@ -277,3 +284,14 @@ class _Arrival(asyncio.Protocol):
         plain = cast(asyncio.Transport, transport)
         plain.pause_reading()  # the handshake's bytes belong to start_tls, which resumes
         self._simulator.arrived(plain, self._environment)
+
+
+class _Alert(asyncio.Protocol):
+    """Answers a ClientHello with a fatal handshake_failure (asyncio itself would cut the connection without a word)."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(_HANDSHAKE_FAILURE)
+        self._transport.close()
