@@ -3,9 +3,11 @@ mistake of the user's."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
+import structlog
 import typer
 
 from sender._version import __version__
@@ -56,6 +58,15 @@ def _root(
     ] = False,
 ) -> None:
     """A queue-driven campaign sender for the Apple Push Notification service."""
+    _log_to_stderr()
+
+
+def _log_to_stderr() -> None:
+    """Keep standard output for what a command prints; of the logs show warnings only."""
+    structlog.configure(
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
 
 
 def main() -> None:
