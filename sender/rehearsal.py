@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +38,8 @@ SHARES = Shares(
     unregistered=0.03, stale_unregistered=0.01, other_environment=0.01, wrong_topic=0.005, throttled=0.01, errors=0.01
 )
 
+SCENARIO = Scenario(seed=7, shares=SHARES)
+
 #: Rests and retries take this share of their real time, so that a rehearsal ends.
 BACKOFF_SCALE = 0.005
 
@@ -46,16 +49,26 @@ _READY_WITHIN = 90.0  # seconds
 class Rehearsal:
     """`with Rehearsal() as rehearsal:` has everything running; `rehearsal.sender` is a sender on it."""
 
-    def __init__(self, *, seed: int = 7, workers: int = 2) -> None:
-        self.scenario = Scenario(seed=seed, shares=SHARES)
+    def __init__(
+        self,
+        *,
+        scenario: Scenario = SCENARIO,
+        workers: int = 2,
+        flower: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` holds further SENDER_* variables for the stack."""
+        self.scenario = scenario
         self._workers = workers
+        self._flower = flower
+        self._variables = dict(environment or {})
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix="sender-demo-"))
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
         # As root, under a directory of mode 0700, the servers' state is in another place.
-        self._stack.callback(forget_homes, DataDirectory(self.directory / "data"))
+        self._stack.callback(forget_homes, DataDirectory(self.data_dir))
         try:
             self.key_file = _write_key(self.directory)
             self.simulator = self._stack.enter_context(Simulator(self._simulator_config()))
@@ -105,26 +118,35 @@ class Rehearsal:
             control_port=None,
         )
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which `sender` commands find this rehearsal."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SENDER_")}
         return kept | {
-            "SENDER_DATA_DIR": str(self.directory / "data"),
+            "SENDER_DATA_DIR": str(self.data_dir),
             "SENDER_APNS_PRODUCTION_URL": self.simulator.url,
             "SENDER_APNS_SANDBOX_URL": self.simulator.sandbox_url,
             "SENDER_APNS_CA_FILE": str(self.simulator.ca_file.resolve()),
             "SENDER_BACKOFF_SCALE": str(BACKOFF_SCALE),
+            **self._variables,
         }
+
+    @property
+    def data_dir(self) -> Path:
+        """The stack's data directory."""
+        return self.directory / "data"
 
     def _start_stack(self) -> subprocess.Popen[bytes]:
         log = self.directory / "up.log"
-        command = [sys.executable, "-P", "-c", "from sender.cli import main; main()", "up", "--no-flower"]
+        command = [sys.executable, "-P", "-c", "from sender.cli import main; main()", "up"]
+        command.append("--flower" if self._flower else "--no-flower")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, "--workers", str(self._workers)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environment(),
+                env=self.environment,
                 start_new_session=True,
             )
         try:
@@ -135,7 +157,7 @@ class Rehearsal:
         return process
 
     def _settings(self) -> Settings:
-        found = load_settings(data_dir=self.directory / "data")
+        found = load_settings(data_dir=self.data_dir)
         return found.model_copy(update={"apns_ca_file": self.simulator.ca_file.resolve()})
 
 
