@@ -21,11 +21,9 @@ from sender.store.database import Transaction
 from sender.store.device_moves import Which
 from sender.store.inventory import Device
 from sender.store.registrations import KEEP, Keep, Registered, Registration
-from sender.tokens import normalise, prefix, redact
+from sender.tokens import normalise, normalise_prefix, prefix, redact
 
 __all__ = ["KEEP", "Device", "Devices", "ImportReport", "Registered"]
-
-_SHORTEST_PREFIX = 4
 
 
 class Devices:
@@ -131,11 +129,7 @@ class Devices:
 
     def find(self, beginning: str, *, app: str | None = None, most: int = 20) -> list[Device]:
         """Devices whose token begins so: at least 4 hex digits."""
-        digits = "".join(beginning.split()).strip("<>").lower()
-        if len(digits) < _SHORTEST_PREFIX or set(digits) - set("0123456789abcdef"):
-            raise InvalidInputError(
-                "token", [f"{prefix(digits)!r} is not the beginning of one: at least {_SHORTEST_PREFIX} hex digits"]
-            )
+        digits = normalise_prefix(beginning)
         with self._services.database.transaction() as transaction:
             app_id = None if app is None else _app(transaction, app).id
             return inventory.by_token(transaction, digits, app_id, most=most)

@@ -187,7 +187,7 @@ class Change:
     `old` and `new` hold what changed: state, user (the application's own id), environment, until, times.
     """
 
-    cursor: str  # reading `after` it goes on with the next row
+    cursor: str | None  # reading `after` it goes on with the next row; None: a row before it may yet come
     at: datetime
     kind: ChangeKind
     app: str | None

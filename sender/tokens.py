@@ -32,6 +32,14 @@ def normalise(token: str) -> str:
     return plain.lower()
 
 
+def normalise_prefix(beginning: str) -> str:
+    """The beginning of a token, or a whole one, in lower-case hex: at least 4 digits. Raises `InvalidTokenError`."""
+    digits = beginning.translate(_DECORATION).rstrip("…").lower() if isinstance(beginning, str) else ""
+    if not 4 <= len(digits) <= LONGEST or _HEX.fullmatch(digits) is None:
+        raise InvalidTokenError(f"device token {prefix(digits)!r}", ["give at least its first 4 hex digits"])
+    return digits
+
+
 def fault_of(token: str) -> str:
     """Why a text that is no APNs token is none, in words that lead to the mistake."""
     text = token.strip()

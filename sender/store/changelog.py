@@ -74,8 +74,9 @@ def append(transaction: Transaction, rows: Sequence[NewChange]) -> None:
 
 
 _COLUMNS = """
-SELECT c.transaction_id::text || '-' || c.id AS cursor, c.at, c.kind, c.old, c.new, c.reason, c.apns_id, c.actor,
-       a.bundle_id AS app, d.token, d.environment, u.external_id AS "user", k.key AS campaign,
+SELECT CASE WHEN c.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
+            THEN c.transaction_id::text || '-' || c.id END AS cursor,
+       c.at, c.kind, c.old, c.new, c.reason, c.apns_id, c.actor, a.bundle_id AS app, d.token, d.environment, u.external_id AS "user", k.key AS campaign,
        o.external_id AS old_user, n.external_id AS new_user
 FROM picked c
 LEFT JOIN {s}.apps a ON a.id = c.app_id
@@ -113,15 +114,21 @@ def read(transaction: Transaction, *, after: str | None, limit: int, only: Filte
 
 
 def latest(transaction: Transaction, *, limit: int, only: Filter) -> list[Change]:
-    """The newest rows, oldest of them first: for people, and therefore up to this moment."""
+    """The newest rows up to this moment, in the order of the feed; those that the feed does not have yet at the end."""
     conditions = _filters(only) or ["true"]
     statement = f"""
         WITH picked AS MATERIALIZED (
             SELECT c.* FROM {{s}}.changelog c WHERE {" AND ".join(conditions)}
             ORDER BY c.id DESC LIMIT %(limit)s)
-        {_COLUMNS} ORDER BY c.id
+        {_COLUMNS} ORDER BY c.transaction_id, c.id
     """
     return [_change(row) for row in transaction.rows(statement, {**_params(only), "limit": limit})]
+
+
+def campaign_id(transaction: Transaction, key: str) -> int | None:
+    """The id of the campaign of that key, or None."""
+    row = transaction.execute("SELECT id FROM {s}.campaigns WHERE key = %s", [key]).fetchone()
+    return row[0] if row else None
 
 
 def parse_cursor(cursor: str | None) -> tuple[str, int]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sender.policy.states import Outcome
 from sender.store.database import Transaction
 
 
@@ -21,3 +26,42 @@ def ensure(transaction: Transaction, external_id: str) -> int:
         if row:
             return int(row[0])
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentDelivery:
+    """What became of one push to one of the user's devices."""
+
+    at: datetime
+    campaign: str
+    app: str
+    token: str = field(repr=False)
+    outcome: Outcome
+    status: int | None
+    reason: str | None
+    attempts: int
+
+
+#: The ledger is looked at by its primary key: the newest campaigns of the devices' apps, times the devices.
+_DELIVERIES = """
+SELECT l.at, k.key AS campaign, a.bundle_id AS app, d.token, l.outcome, l.status, l.reason, l.attempts
+FROM {s}.devices d
+JOIN {s}.apps a ON a.id = d.app_id
+CROSS JOIN LATERAL (
+    SELECT c.id, c.key, c.started_on FROM {s}.campaigns c
+    WHERE c.app_id = d.app_id AND c.started_on IS NOT NULL ORDER BY c.id DESC LIMIT %(campaigns)s
+) k
+JOIN {s}.deliveries l ON l.campaign_started_on = k.started_on AND l.campaign_id = k.id AND l.device_id = d.id
+WHERE d.id = ANY(%(devices)s::bigint[])
+ORDER BY l.at DESC LIMIT %(most)s
+"""
+
+
+def recent_deliveries(
+    transaction: Transaction, device_ids: Sequence[int], *, campaigns: int = 50, most: int = 50
+) -> list[RecentDelivery]:
+    """The newest deliveries to these devices, among the newest campaigns of their apps; newest first."""
+    params = {"devices": list(device_ids), "campaigns": campaigns, "most": most}
+    return [
+        RecentDelivery(**{**row, "outcome": Outcome(row["outcome"])}) for row in transaction.rows(_DELIVERIES, params)
+    ]
