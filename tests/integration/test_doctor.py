@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,10 +15,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
 from sender._version import __version__
@@ -29,6 +26,8 @@ from sender.doctor.apns import judge_push, made_up_push
 from sender.errors import InvalidInputError
 from sender.model import ACCEPTED, NotProcessed, Rejected, Unknown
 from sender.settings import Settings
+from sender.simulator import Scenario, Shares, Simulator, SimulatorConfig, load_provider_key
+from sender.simulator.certificates import Certificates
 from sender.store import workers
 from sender.store.database import Database
 from sender.store.migrate import migrate
@@ -39,38 +38,34 @@ IDENTITY = f"key:{TEAM_ID}/{KEY_ID}:production"
 
 
 @pytest.fixture(scope="module")
-def front() -> Iterator[tuple[int, Path]]:
-    """A TLS server that speaks h2 only, for the way to APNs: (port, CA file)."""
-    yield from serve_tls(["h2"])
+def signing_key() -> bytes:
+    return pem(ec.generate_private_key(ec.SECP256R1()))
 
 
-def serve_tls(protocols: list[str]) -> Iterator[tuple[int, Path]]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory, signing_key: bytes) -> Iterator[Simulator]:
+    """An APNs that knows one key and one app, and to whose every device tokens are bad ones."""
+    directory = tmp_path_factory.mktemp("apns")
+    file = directory / f"AuthKey_{KEY_ID}.p8"
+    file.write_bytes(signing_key)
+    key = load_provider_key(file, team_id=TEAM_ID, key_id=KEY_ID)
+    config = SimulatorConfig(
+        directory=directory, keys=(key,), topics=(BUNDLE,), scenario=Scenario(shares=Shares(bad=1.0)), control_port=None
     )
-    with tempfile.TemporaryDirectory() as directory:
-        ca, secret = Path(directory) / "ca.pem", Path(directory) / "key.pem"
-        ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        secret.write_bytes(pem(key))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(ca, secret)
-        context.set_alpn_protocols(protocols)
-        listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=accept, args=(listener, context), daemon=True).start()
-        yield listener.getsockname()[1], ca
-        listener.close()
+    with Simulator(config) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def http1(simulator: Simulator) -> Iterator[int]:
+    """The port of a TLS server with the simulator's certificate that does not speak HTTP/2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Certificates.within(simulator.ca_file.parent).server_file)
+    context.set_alpn_protocols(["http/1.1"])
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, args=(listener, context), daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.close()
 
 
 def accept(listener: socket.socket, context: ssl.SSLContext) -> None:
@@ -92,17 +87,21 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 @pytest.fixture
-def reachable(settings: Settings, front: tuple[int, Path]) -> Settings:
-    """Settings whose APNs is the front."""
-    port, ca = front
-    url = f"https://localhost:{port}"
-    return settings.model_copy(update={"apns_production_url": url, "apns_sandbox_url": url, "apns_ca_file": ca})
+def reachable(settings: Settings, simulator: Simulator) -> Settings:
+    """Settings whose APNs is the simulator."""
+    return settings.model_copy(
+        update={
+            "apns_production_url": simulator.url,
+            "apns_sandbox_url": simulator.sandbox_url,
+            "apns_ca_file": simulator.ca_file,
+        }
+    )
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
+def key_file(tmp_path: Path, signing_key: bytes) -> Path:
     path = tmp_path / f"AuthKey_{KEY_ID}.p8"
-    path.write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    path.write_bytes(signing_key)
     return path
 
 
@@ -320,12 +319,9 @@ def test_an_apns_whose_certificate_is_not_trusted_names_the_setting(healthy: Dat
     assert "SENDER_APNS_CA_FILE" in finding.advice
 
 
-def test_an_apns_that_does_not_speak_http2_fails(healthy: Database, reachable: Settings) -> None:
-    server = serve_tls(["http/1.1"])
-    port, ca = next(server)
-    changed = {"apns_production_url": f"https://localhost:{port}", "apns_ca_file": ca}
+def test_an_apns_that_does_not_speak_http2_fails(healthy: Database, reachable: Settings, http1: int) -> None:
+    changed = {"apns_production_url": f"https://localhost:{http1}"}
     assert "HTTP/2" in faults(reachable.model_copy(update=changed))["apns"].message
-    server.close()
 
 
 def test_a_proxy_is_asked_with_its_password_and_its_refusal_is_told(healthy: Database, reachable: Settings) -> None:
@@ -372,6 +368,21 @@ def test_a_misspelt_variable_is_noticed(
 )
 def test_the_answer_to_a_made_up_token_says_whether_the_credential_is_good(answer: Any, status: Status) -> None:
     assert judge_push("app", answer).status is status
+
+
+def test_a_push_to_a_made_up_token_proves_a_good_credential(healthy: Database, reachable: Settings) -> None:
+    [finding] = examine(reachable, only=["push"])
+    assert finding.status is Status.OK
+    assert "BadDeviceToken" in finding.message
+
+
+def test_a_push_with_a_key_that_apns_does_not_know_names_the_fault(
+    healthy: Database, reachable: Settings, key_file: Path
+) -> None:
+    key_file.write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    [finding] = examine(reachable, only=["push"])
+    assert finding.status is Status.FAILED
+    assert "403 InvalidProviderToken" in finding.message and "key id" in finding.advice
 
 
 def test_made_up_tokens_are_random_and_not_stored() -> None:
