@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sender.cli.output import console, print_json
-from sender.cli.tables import listed, moment, table
+from sender.cli.tables import facts, listed, moment, print_table, table
 from sender.client import Sender
 from sender.errors import CredentialError, InvalidInputError
 from sender.model import CredentialRef
@@ -106,7 +106,7 @@ def list_(as_json: AsJson = False) -> None:
         kinds = listed(sorted({str(ref.kind) for ref in each.credentials}))
         rate = "unlimited" if each.rate is None else f"{each.rate:g}/s"
         rows.add_row(each.bundle_id, each.state, listed(each.environments), kinds, rate)
-    console.print(rows)
+    print_table(rows)
 
 
 @app.command()
@@ -130,17 +130,17 @@ def show(bundle_id: BundleId, as_json: AsJson = False) -> None:
             }
         )
         return
-    rows = table("", "")
-    rows.show_header = False
-    rows.add_row("app", found.bundle_id)
-    rows.add_row("state", found.state + (f": {found.state_reason}" if found.state_reason else ""))
-    rows.add_row("rate", "unlimited" if found.rate is None else f"{found.rate:g} pushes/s")
-    rows.add_row("devices", f"{devices:,}")
+    pairs = [
+        ("app", found.bundle_id),
+        ("state", found.state + (f": {found.state_reason}" if found.state_reason else "")),
+        ("rate", "unlimited" if found.rate is None else f"{found.rate:g} pushes/s"),
+        ("devices", f"{devices:,}"),
+    ]
     for credential in credentials:
-        for name, value in credential.items():
-            if value not in (None, []):
-                rows.add_row(name.replace("_", " "), _shown(value))
-    console.print(rows, soft_wrap=True, markup=False, highlight=False)
+        pairs += [
+            (name.replace("_", " "), _shown(value)) for name, value in credential.items() if value not in (None, [])
+        ]
+    print_table(facts(pairs))
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sender.cli.output import console, jsonable, print_json
-from sender.cli.tables import moment, table
+from sender.cli.tables import moment, print_table, table
 from sender.client import Sender
 from sender.model import Change
 from sender.tokens import prefix
@@ -78,7 +78,7 @@ def print_changes(changes: Sequence[Change], *, as_json: bool) -> None:
     rows = table("when (UTC)", "what", "device", "user", "app", "why", "campaign", "change", "by")
     for change in changes:
         rows.add_row(*_cells(change))
-    console.print(rows, soft_wrap=True, markup=False, highlight=False)
+    print_table(rows)
     if changes and changes[-1].cursor:
         console.print(f"go on with --after {changes[-1].cursor}", style="dim", highlight=False)
 

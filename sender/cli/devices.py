@@ -16,7 +16,7 @@ from rich.table import Table
 
 from sender.audience import Segment, parse_where
 from sender.cli.output import console, error_console, jsonable, print_json
-from sender.cli.tables import moment, table
+from sender.cli.tables import facts, moment, print_table, table
 from sender.client import Sender
 from sender.devices import Device
 from sender.errors import InvalidInputError
@@ -134,12 +134,12 @@ def show(
     if as_json:
         print_json(device_json(device))
         return
-    rows = table("", "")
-    rows.show_header = False
-    for name, value in device_json(device).items():
-        if value is not None:
-            rows.add_row(name.replace("_", " "), json.dumps(value) if isinstance(value, dict) else str(value))
-    console.print(rows, soft_wrap=True, markup=False, highlight=False)
+    shown = {
+        name.replace("_", " "): json.dumps(value) if isinstance(value, dict) else str(value)
+        for name, value in device_json(device).items()
+        if value is not None
+    }
+    print_table(facts(shown))
 
 
 @app.command()
@@ -163,7 +163,7 @@ def count(
     for state, number in counts.items():
         rows.add_row(state, f"{number:,}")
     rows.add_row("total", f"{sum(counts.values()):,}", style="bold")
-    console.print(rows)
+    print_table(rows)
 
 
 @app.command()

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+
+from sender.cli.output import console
 
 
 def table(*columns: str) -> Table:
-    """A table without lines, whose columns do not break; a column that begins with # is right-aligned."""
+    """A table without lines, whose cells do not break; a column that begins with # is right-aligned."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left", no_wrap=True)
     return made
+
+
+def facts(pairs: Mapping[str, str] | Sequence[tuple[str, str]]) -> Table:
+    """Names and values, a line each; long values are folded."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        made.add_row(name, value)
+    return made
+
+
+def print_table(made: Table) -> None:
+    """As wide as the terminal; in a pipe or a file as wide as its contents."""
+    if console.is_terminal:
+        console.print(made, markup=False, highlight=False)
+        return
+    wide = Console(width=10_000)
+    width = max(Measurement.get(wide, wide.options, made).maximum, 1)
+    Console(width=width).print(made, markup=False, highlight=False)
 
 
 def moment(at: datetime | None) -> str:

@@ -9,7 +9,7 @@ import typer
 from sender.cli.changelog import print_changes
 from sender.cli.devices import device_json, device_table
 from sender.cli.output import console, print_json
-from sender.cli.tables import listed, moment, table
+from sender.cli.tables import listed, moment, print_table, table
 from sender.client import Sender
 from sender.tokens import prefix
 
@@ -42,7 +42,7 @@ def show(
         )
         return
     console.print(f"user {found.user}, pushable apps: {listed(found.pushable_apps)}", markup=False, highlight=False)
-    console.print(device_table(found.devices), soft_wrap=True, markup=False, highlight=False)
+    print_table(device_table(found.devices))
     if found.deliveries:
         console.print("\nrecent deliveries")
         rows = table("when (UTC)", "campaign", "app", "device", "outcome", "#status", "reason")
@@ -51,6 +51,6 @@ def show(
             rows.add_row(
                 moment(each.at), each.campaign, each.app, prefix(each.token), each.outcome, status, each.reason or ""
             )
-        console.print(rows, soft_wrap=True, markup=False, highlight=False)
+        print_table(rows)
     console.print("\nchangelog")
     print_changes(found.changes, as_json=False)

@@ -76,8 +76,8 @@ def append(transaction: Transaction, rows: Sequence[NewChange]) -> None:
 _COLUMNS = """
 SELECT CASE WHEN c.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
             THEN c.transaction_id::text || '-' || c.id END AS cursor,
-       c.at, c.kind, c.old, c.new, c.reason, c.apns_id, c.actor, a.bundle_id AS app, d.token, d.environment, u.external_id AS "user", k.key AS campaign,
-       o.external_id AS old_user, n.external_id AS new_user
+       c.at, c.kind, c.old, c.new, c.reason, c.apns_id, c.actor, a.bundle_id AS app, d.token, d.environment,
+       u.external_id AS "user", k.key AS campaign, o.external_id AS old_user, n.external_id AS new_user
 FROM picked c
 LEFT JOIN {s}.apps a ON a.id = c.app_id
 LEFT JOIN {s}.devices d ON d.id = c.device_id
