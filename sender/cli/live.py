@@ -163,7 +163,11 @@ def _bar(report: Report) -> RenderableType:
     table = Table.grid(padding=(0, 1), expand=False)
     share = done / report.audience if report.audience else float(report.finished)
     bar = ProgressBar(
-        total=max(report.audience, 1), completed=done if report.audience else int(report.finished), width=50
+        total=max(report.audience, 1),
+        completed=done if report.audience else int(report.finished),
+        width=50,
+        complete_style="green",
+        finished_style="green",
     )
     table.add_row(bar, f"{share:6.1%}", f"{done:,} of {about(report)}")
     return table
@@ -179,10 +183,10 @@ def _pace_line(report: Report, speed: float | None) -> Text:
     average = answered(report) / seconds
     parts = [f"{duration(seconds)}", f"{average:,.0f}/s on average"]
     if not report.finished:
-        parts.insert(0, f"{speed or 0:,.0f}/s")
+        parts.insert(0, f"{average if speed is None else speed:,.0f}/s")
         left = report.pending + report.in_flight
         if left and speed:
             parts.append(f"about {duration(left / speed)} left")
         elif not left and report.retrying:
-            parts.append(f"waiting for {report.retrying:,} retries")
+            parts.append(f"{report.retrying:,} waiting for a retry")
     return Text("  ".join(parts))
