@@ -220,19 +220,7 @@ def test_show_as_json_has_every_figure_and_times_with_zone_and_microseconds(send
         add_batch(transaction, campaign, 8, sent=4, rejected=1, state="claimed", reasons={"Unregistered": 1})
         add_retry(transaction, campaign, 3, "ServiceUnavailable")
     shown = json.loads(succeed("show", "spring", "--json"))
-    parts = [
-        "sent",
-        "rejected",
-        "retrying",
-        "skipped",
-        "expired",
-        "unknown",
-        "cancelled",
-        "failed",
-        "pending",
-        "in_flight",
-    ]
-    assert sum(shown[part] for part in parts) == shown["audience"] == 8
+    assert sum(shown[part] for part in PARTS) == shown["audience"] == 8
     assert (shown["key"], shown["state"], shown["rate"]) == ("spring", "running", 1000.0)
     assert shown["by_reason"] == {"Unregistered": 1}
     assert shown["finished_at"] is None
