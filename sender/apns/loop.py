@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ class EventLoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid = 0
+        forget = weakref.WeakMethod(self._forget)
+        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
 
     @property
     def running(self) -> bool:
@@ -95,7 +98,6 @@ def _serve(loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
 
 
 _shared = EventLoopThread()
-os.register_at_fork(after_in_child=_shared._forget)
 
 
 def run(coroutine: Coroutine[Any, Any, Result], *, timeout: float | None = None) -> Result:
