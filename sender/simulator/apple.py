@@ -82,6 +82,12 @@ class SimulatedApns:
             return TOPIC_DISALLOWED
         return TOPIC_DISALLOWED if allowed and shape.bundle_id not in allowed else None
 
+    def delay_of(self, token: bytes) -> float:
+        """Seconds that every answer takes, with the token's jitter."""
+        scenario = self.scenario
+        jitter = scenario.jitter_ms * fraction_of(token, scenario.seed + 3) if scenario.jitter_ms else 0.0
+        return (scenario.latency_ms + jitter) / 1000
+
     def decide(self, token: bytes, environment: Environment, shape: Shape, now: float) -> Reply:
         """The reply to a request that is in order, by rule, storm or the token's hash."""
         if self.scenario.storms and (storm := self._storm(token, now)) is not None:

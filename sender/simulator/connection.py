@@ -7,7 +7,6 @@ there is no timer and no task per request, and everything that one read brings i
 from __future__ import annotations
 
 import asyncio
-import heapq
 import ssl
 import time
 from collections.abc import Callable
@@ -29,11 +28,11 @@ from ngh2 import (
 
 from sender.model import Environment
 from sender.simulator import replies
+from sender.simulator.answers import Answers
 from sender.simulator.apple import SimulatedApns
-from sender.simulator.behaviour import fraction_of
 from sender.simulator.certificates import topics_of
 from sender.simulator.providers import Verdict
-from sender.simulator.replies import Act, IdForm, Reply
+from sender.simulator.replies import Reply
 from sender.simulator.requests import (
     BAD_MESSAGE_ID,
     DUPLICATE_HEADERS,
@@ -48,8 +47,6 @@ from sender.simulator.scenario import GoAway, SettingsChange
 _UNLIMITED = (2**62, 2**62)  # clients in trouble send many resets: that is what they are tested for
 _SHAPES_KEPT = 1_000
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
-_OK = (b":status", b"200")
-_JSON = (b"content-type", b"application/json; charset=utf-8")
 
 
 class ApnsConnection(asyncio.Protocol):
@@ -63,6 +60,7 @@ class ApnsConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._early = bytearray()  # decrypted before connection_made
         self._writable = True
+        self._ready = False  # SETTINGS are out
         self._known: dict[bytes, Verdict] = {}
         self._certified: frozenset[str] | None = None
         self._authenticated = False
@@ -76,8 +74,6 @@ class ApnsConnection(asyncio.Protocol):
         self._highest = 0  # stream id of a request that was taken
         self._last = 2**31  # streams above are not taken: GOAWAY's last stream id, once there was one
         self._held: list[tuple[int, Headers, bytes]] = []
-        self._late: list[tuple[float, int, bytes, Reply]] = []
-        self._late_timer: asyncio.TimerHandle | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._goaway: GoAway | None = None
         self._goaway_at = self._drop_at = 0
@@ -106,6 +102,8 @@ class ApnsConnection(asyncio.Protocol):
                 glitch_rate_limit=_UNLIMITED,
             ),
         )
+        self._ready = True
+        self._answers = Answers(self._h2, self._environment, flush=self._flush, abort=self.abort)
         self._authenticated = self._certified is not None
         streams = settings.max_concurrent_streams if self._authenticated else settings.streams_before_auth
         self._h2.initiate_connection(
@@ -151,9 +149,8 @@ class ApnsConnection(asyncio.Protocol):
         """Forget the timers."""
         for timer in self._timers:
             timer.cancel()
-        if self._late_timer is not None:
-            self._late_timer.cancel()
-        self._late.clear()
+        if self._ready:
+            self._answers.forget()
         self._closed(self)
 
     # --- from outside -----------------------------------------------------------------------------------------------
@@ -273,9 +270,9 @@ class ApnsConnection(asyncio.Protocol):
         known_token = token if isinstance(token, bytes) else b""
         self._journal.record(now, self._environment, shape, known_token, apns_id, body, reply)
         if self._apns.delayed or reply.delay:
-            self._send_later(stream, apns_id, reply, known_token)
+            self._answers.send_later(self._apns.delay_of(known_token) + reply.delay, stream, apns_id, reply)
         else:
-            self._send(stream, apns_id, reply)
+            self._answers.send(stream, apns_id, reply)
 
     def _identify(self, shape: Shape, now: float) -> Reply | None:
         """Who pushes; the first who may gets more streams."""
@@ -308,68 +305,6 @@ class ApnsConnection(asyncio.Protocol):
         settings = self._apns.scenario.settings
         if settings.streams_before_auth != settings.max_concurrent_streams:
             self._h2.update_settings({Setting.MAX_CONCURRENT_STREAMS: settings.max_concurrent_streams})
-
-    # --- answers ----------------------------------------------------------------------------------------------------
-
-    def _send(self, stream: int, apns_id: bytes, reply: Reply) -> None:
-        act = reply.act
-        try:
-            if act is Act.ANSWER:
-                self._respond(stream, apns_id, reply)
-            elif act is Act.RESET:
-                self._h2.reset_stream(stream, reply.code)
-            elif act is Act.RESET_AFTER_HEADERS:
-                self._h2.send_response(stream, [(b":status", b"200"), (b"apns-id", apns_id)])
-                self._flush()  # else the reset would overtake the headers
-                self._h2.reset_stream(stream, reply.code)
-            elif act is Act.DROP:
-                self._flush()
-                self.abort()
-        except NGH2Error:
-            return  # the client has closed the stream meanwhile
-
-    def _respond(self, stream: int, apns_id: bytes, reply: Reply) -> None:
-        if reply is replies.ACCEPTED and self._environment is Environment.PRODUCTION:
-            self._h2.send_response(stream, (_OK, (b"apns-id", apns_id)), end_stream=True)
-            return
-        headers = [(b":status", reply.status)]
-        if reply.id_form is IdForm.AS_SENT:
-            headers.append((b"apns-id", apns_id))
-        elif reply.id_form is IdForm.UPPER_CASE:
-            headers.append((b"apns-id", apns_id.upper()))
-        if self._environment is Environment.SANDBOX:
-            headers.append((b"apns-unique-id", str(uuid4()).encode()))
-        if reply.body:
-            headers.append(_JSON)
-            self._h2.send_response(stream, headers)
-            self._h2.send_data(stream, reply.body, end_stream=True)
-        else:
-            self._h2.send_response(stream, headers, end_stream=True)
-
-    def _send_later(self, stream: int, apns_id: bytes, reply: Reply, token: bytes) -> None:
-        scenario = self._apns.scenario
-        delay = scenario.latency_ms / 1000 + reply.delay
-        if scenario.jitter_ms:
-            delay += scenario.jitter_ms / 1000 * fraction_of(token, scenario.seed + 3)
-        due = self._loop.time() + delay
-        heapq.heappush(self._late, (due, stream, apns_id, reply))
-        if self._late_timer is None or due < self._late_timer.when():
-            self._wake_at(due)
-
-    def _wake_at(self, due: float) -> None:
-        if self._late_timer is not None:
-            self._late_timer.cancel()
-        self._late_timer = self._loop.call_at(due, self._send_due)
-
-    def _send_due(self) -> None:
-        self._late_timer = None
-        now = self._loop.time() + 0.0005
-        while self._late and self._late[0][0] <= now:
-            _, stream, apns_id, reply = heapq.heappop(self._late)
-            self._send(stream, apns_id, reply)
-        self._flush()
-        if self._late:
-            self._wake_at(self._late[0][0])
 
     def _flush(self) -> None:
         """Write what libnghttp2 has ready, in one piece; close when it has nothing more to do."""

@@ -1,4 +1,31 @@
-"""A scenario: everything that can be wrong with an APNs, as data. Read from TOML or JSON, checked as a whole."""
+"""A scenario: everything that can be wrong with an APNs, as data. Read from TOML or JSON, checked as a whole.
+
+seed = 7
+latency_ms = 60
+shares = { unregistered = 0.02, bad = 0.01, throttled = 0.005 }
+
+[goaway]                    # on each connection, after 500 to 1,500 requests
+after_requests = [500, 1500]
+above = 3                   # not processed
+unanswered = 2              # delivered, never answered
+reason = "Shutdown"
+
+[[storms]]                  # 503 for ten seconds, half a minute from now
+status = 503
+after_seconds = 30
+for_seconds = 10
+
+[[outages]]                 # connections refused for two minutes
+kind = "refuse"
+after_seconds = 60
+for_seconds = 120
+drop = true
+
+[[rules]]
+tokens = ["00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0"]
+behaviour = "unregistered"
+timestamp = 1700000000000
+"""
 
 from __future__ import annotations
 

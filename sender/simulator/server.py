@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import ssl
 import tempfile
 import threading
 import time
@@ -14,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, cast
 
-from sender.errors import ConflictError, CredentialError
+from sender.errors import ConflictError
 from sender.model import Environment
 from sender.simulator.apple import SimulatedApns
+from sender.simulator.arrivals import Arrivals
 from sender.simulator.certificates import Certificates, ensure_certificates, make_client_certificate
 from sender.simulator.connection import ApnsConnection
 from sender.simulator.control import Control
@@ -24,12 +24,9 @@ from sender.simulator.control_http import ControlServer
 from sender.simulator.journal import Counters, Journal, Received, RecordMode
 from sender.simulator.outages import Outages
 from sender.simulator.providers import ProviderKey, Providers
-from sender.simulator.scenario import OutageKind, Scenario
+from sender.simulator.scenario import Scenario
 
 T = TypeVar("T")
-_HANDSHAKE_FAILURE = bytes.fromhex("15 0303 0002 02 28")  # RFC 8446, section 6: alert, fatal, handshake_failure
-_HANDSHAKE_TIMEOUT = 10.0  # seconds
-_SHUTDOWN_TIMEOUT = 1.0  # seconds that a closing connection waits for the client's close_notify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +64,12 @@ class Simulator:
         self.apns = SimulatedApns(
             self.config.scenario, topics=self.config.topics, providers=providers, journal=self.journal
         )
-        self.connections: set[ApnsConnection] = set()
         self.outages = Outages(self)
         self._listeners: dict[Environment, asyncio.Server] = {}
         self._ports = {
             Environment.PRODUCTION: self.config.port,
             Environment.SANDBOX: self.config.sandbox_port,
         }
-        self._handshakes: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
         self._temporary: Path | None = None
         self._control_server: ControlServer | None = None
@@ -100,6 +95,11 @@ class Simulator:
     def ca_file(self) -> Path:
         """The CA (PEM) that clients must trust."""
         return self._files.ca_file
+
+    @property
+    def connections(self) -> set[ApnsConnection]:
+        """Those whose handshake is done and that are not lost yet (event loop only)."""
+        return self._arrivals.connections
 
     def client_certificate(self, topic: str, path: Path) -> Path:
         """Write a push certificate for a bundle id (certificate and key, PEM) that this simulator accepts."""
@@ -129,13 +129,12 @@ class Simulator:
 
     def __enter__(self) -> Simulator:
         self._temporary = None if self.config.directory else Path(tempfile.mkdtemp(prefix="apns-simulator-"))
-        self._files: Certificates = ensure_certificates(cast(Path, self.config.directory or self._temporary))
-        self._tls = self._context(self._files.server_file)
-        self._wrong_tls = self._context(self._files.wrong_file)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="apns-simulator", daemon=True)
-        self._thread.start()
         try:
+            self._files: Certificates = ensure_certificates(cast(Path, self.config.directory or self._temporary))
+            self._arrivals = Arrivals(self.apns, self._files, self.config.client_cas, fault=self.outages.next_kind)
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="apns-simulator", daemon=True)
+            self._thread.start()
             asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         except BaseException:
             self.__exit__(None, None, None)
@@ -145,13 +144,12 @@ class Simulator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._thread = None
+        if self._thread is not None:
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._thread = None
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -183,12 +181,7 @@ class Simulator:
         self.stop_listening()
         if self._control_server is not None:
             await self._control_server.stop()
-        for connection in list(self.connections):
-            connection.abort()
-        for task in list(self._handshakes):
-            task.cancel()
-        await asyncio.gather(*self._handshakes, return_exceptions=True)
-        await asyncio.sleep(0)  # connection_lost is called on the next turn
+        await self._arrivals.stop()
 
     # --- listening (event loop only) --------------------------------------------------------------------------------
 
@@ -198,7 +191,9 @@ class Simulator:
             return
         loop, port = asyncio.get_running_loop(), self._ports[environment]
         try:
-            server = await loop.create_server(lambda: _Arrival(self, environment), self.config.host, port, backlog=1024)
+            server = await loop.create_server(
+                lambda: self._arrivals.protocol(environment), self.config.host, port, backlog=1024
+            )
         except OSError as error:
             raise ConflictError(f"port {port} on {self.config.host}: {error.strerror}; choose another one") from None
         self._listeners[environment] = server
@@ -214,84 +209,3 @@ class Simulator:
         """Behave like this from now on; settings, GOAWAYs and drops take hold with the next connections."""
         self.apns.set_scenario(scenario, now=time.time())
         self.outages.plan(scenario.outages)
-
-    def arrived(self, transport: asyncio.Transport, environment: Environment) -> None:
-        """A TCP connection was accepted: begin TLS, unless an outage says otherwise."""
-        self.journal.attempts_per_second[int(time.time())] += 1
-        kind = self.outages.next_kind()
-        if kind is OutageKind.RESET:
-            transport.abort()
-        elif kind is OutageKind.TLS_ALERT:
-            self.journal.handshakes_failed += 1
-            transport.set_protocol(_Alert(transport))
-            transport.resume_reading()
-        elif kind is not OutageKind.SILENT:
-            task = asyncio.get_running_loop().create_task(self._shake_hands(transport, environment, kind))
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-
-    async def _shake_hands(
-        self, transport: asyncio.Transport, environment: Environment, kind: OutageKind | None
-    ) -> None:
-        connection = ApnsConnection(self.apns, environment, self.connections.discard)
-        context = self._wrong_tls if kind is OutageKind.WRONG_CERTIFICATE else self._tls
-        try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport,
-                connection,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT,
-                ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
-            )
-        except (OSError, TimeoutError):
-            self.journal.handshakes_failed += 1
-            transport.abort()
-            return
-        if secured is None:
-            return
-        if kind is OutageKind.CLOSE:
-            secured.close()
-            return
-        self.connections.add(connection)
-        connection.connection_made(secured)
-
-    def _context(self, certificate: Path) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(certificate)
-        context.set_alpn_protocols(["h2"])
-        context.verify_mode = ssl.CERT_OPTIONAL
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a client's own certificate may be its trust anchor
-        for authority in (self._files.ca_file, *self.config.client_cas):
-            try:
-                context.load_verify_locations(authority)
-            except OSError as error:
-                raise CredentialError(
-                    f"client CA {authority}", [f"is no readable PEM file: {error.strerror}"]
-                ) from None
-        return context
-
-
-class _Arrival(asyncio.Protocol):
-    """A connection before its TLS handshake."""
-
-    def __init__(self, simulator: Simulator, environment: Environment) -> None:
-        self._simulator = simulator
-        self._environment = environment
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        plain = cast(asyncio.Transport, transport)
-        plain.pause_reading()  # the handshake's bytes belong to start_tls, which resumes
-        self._simulator.arrived(plain, self._environment)
-
-
-class _Alert(asyncio.Protocol):
-    """Answers a ClientHello with a fatal handshake_failure (asyncio itself would cut the connection without a word)."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._transport.write(_HANDSHAKE_FAILURE)
-        self._transport.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from hashlib import sha256
 from itertools import pairwise
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from sender.errors import InvalidInputError
 from sender.simulator import Behaviour, Rule, Scenario, Shares, behaviour_of, load_scenario, parse_scenario
+from sender.simulator import scenario as scenario_module
 
 TOKENS = [sha256(str(number).encode()).hexdigest() for number in range(20_000)]
 SHARES = Shares(unregistered=0.1, bad=0.05, throttled=0.2)
@@ -130,3 +132,10 @@ def test_a_scenario_file_that_cannot_be_used_says_why(
         path.write_text(content)
     with pytest.raises(InvalidInputError, match=said):
         load_scenario(path)
+
+
+def test_the_example_in_the_documentation_is_a_scenario() -> None:
+    _, _, example = (scenario_module.__doc__ or "").partition("\n\n")
+    parsed = parse_scenario(tomllib.loads(example))
+    assert parsed.goaway is not None
+    assert (len(parsed.storms), len(parsed.outages), len(parsed.rules)) == (1, 1, 1)
