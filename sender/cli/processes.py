@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -46,10 +44,7 @@ def beat() -> None:
     settings = load_settings()
     settings.require_database_url()
     settings.require_broker_url()
-    # Our schedule has only jobs of every second: it may be forgotten, as in a container that is read only.
-    kept = os.access(settings.data_dir, os.W_OK | os.X_OK)
-    folder = settings.data_dir if kept else Path(tempfile.mkdtemp(prefix="sender-beat-"))
-    exec_command(beat_command(settings, folder=folder))
+    exec_command(beat_command(settings))
 
 
 def flower() -> None:

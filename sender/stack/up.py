@@ -148,6 +148,8 @@ class Stack:
     def _start_server(self, server: Postgres | Valkey) -> str:
         self._servers.append(server)
         server.start()
+        if not server.state.is_relative_to(self._data.path):
+            self._say(f"{server.name:<9} has its state in {server.state}: its user cannot reach {self._data.path}")
         return server.url
 
     def _check_broker(self) -> None:
@@ -185,7 +187,7 @@ class Stack:
         settings = self._settings
         commands = [
             worker_command(settings, Role.CONTROL, name="control"),
-            beat_command(settings, folder=self._data.path),
+            beat_command(settings),
         ]
         commands += [worker_command(settings, Role.PRIORITY, name="priority")]
         for number in range(1, self._plan.workers + 1):

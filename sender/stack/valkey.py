@@ -57,6 +57,11 @@ class Valkey:
         """The server's process, None when it was not started."""
         return self._process.pid if self._process else None
 
+    @property
+    def state(self) -> Path:
+        """Where its data is: in the data directory, unless the server's user cannot reach that."""
+        return self._home.state if self._home else self._data.path / self.name
+
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None

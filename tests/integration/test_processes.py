@@ -47,7 +47,7 @@ def test_no_secret_is_among_the_arguments_nor_in_the_repr(command: str) -> None:
     settings = _given(flower_password="flowersecret", apns_proxy_url="http://u:proxysecret@h:1")
     made = {
         "worker": lambda: worker_command(settings, Role.CAMPAIGN, name="w"),
-        "beat": lambda: beat_command(settings, folder=Path("/")),
+        "beat": lambda: beat_command(settings),
         "flower": lambda: flower_command(settings, port=5555, password="flowersecret"),
     }[command]()
     assert "secret" not in " ".join(made.argv) + repr(made)
@@ -75,11 +75,16 @@ def test_the_settings_arrive_in_the_process_as_they_were_whatever_its_working_di
     assert settings_environment(read_settings()) == settings_environment(settings.model_copy(update=there))
 
 
+def test_beat_keeps_its_schedule_in_the_data_directory_and_in_memory_where_there_is_none(tmp_path: Path) -> None:
+    assert str(tmp_path / "beat-schedule") in beat_command(_given(data_dir=tmp_path)).argv
+    assert not any("beat-schedule" in part for part in beat_command(_given(data_dir=tmp_path / "none")).argv)
+
+
 def test_celery_variables_of_another_project_do_not_reach_our_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://another")
     monkeypatch.setenv("BROKER_URL", "redis://another")
     monkeypatch.setenv("CERTIFICATE_PASSPHRASE", "needed")
-    environment = beat_command(_given(), folder=Path("/")).environment
+    environment = beat_command(_given()).environment
     assert "CELERY_BROKER_URL" not in environment
     assert "BROKER_URL" not in environment
     assert environment["CERTIFICATE_PASSPHRASE"] == "needed"
@@ -151,7 +156,6 @@ def test_worker_beat_and_flower_run_from_inside_such_a_project(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     given = settings.model_copy(update={"flower_port": port})
-    given.data_dir.mkdir()
     environment = {**os.environ, **settings_environment(given), "PYTHONPATH": str(project)}
     started = {
         name: subprocess.Popen(
