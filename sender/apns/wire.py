@@ -41,6 +41,7 @@ from ngh2 import (
     Setting,
     SettingsReceived,
     StreamClosed,
+    WindowUpdated,
 )
 
 from sender.apns.batch import Batch, Slot
@@ -442,7 +443,7 @@ class Wire(APNsTLSClientProtocol):
                 entry = streams.get(event.stream_id)  # type: ignore[attr-defined]
                 if isinstance(entry, _Reply) and len(entry.body) < _LONGEST_BODY:
                     entry.body += event.data  # type: ignore[attr-defined]
-            else:
+            elif kind is not WindowUpdated:
                 self._handle_control(event)
 
     def _body_waits(self) -> bool:
