@@ -105,6 +105,8 @@ def check_time(moment: datetime, now: datetime) -> datetime:
 def parse_time(text: str) -> datetime:
     """A time in a file: ISO 8601 (without a zone: UTC), or Unix seconds or milliseconds."""
     plain = text.strip()
+    if plain[4:5] != "-" and len(plain) > 8:  # fromisoformat would read 1785060900000 as a day of the year 1785
+        return _unix_time(plain)
     try:
         moment = datetime.fromisoformat(plain)
     except ValueError:
