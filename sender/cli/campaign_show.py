@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from sender.cli.live import exclusions, render
 from sender.cli.output import console, print_json
+from sender.cli.tables import print_table as print_listing
+from sender.cli.tables import table
 from sender.preview import Preview
 from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
@@ -44,12 +44,10 @@ def print_table(rows: Sequence[CampaignRow], *, as_json: bool) -> None:
     if not rows:
         console.print("no campaigns")
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("key", "app", "state", "rate", "created", "starts or started", "finished"):
-        table.add_column(name, overflow="fold")
+    listing = table("key", "app", "state", "rate", "created", "starts or started", "finished")
     for row in rows:
         start = row.started_at or row.send_at
-        table.add_row(
+        listing.add_row(
             row.key,
             row.bundle_id,
             row.state.value,
@@ -58,7 +56,7 @@ def print_table(rows: Sequence[CampaignRow], *, as_json: bool) -> None:
             f"{start:%Y-%m-%d %H:%M}" if start else "",
             f"{row.finished_at:%Y-%m-%d %H:%M}" if row.finished_at else "",
         )
-    console.print(table)
+    print_listing(listing)
 
 
 def row_json(row: CampaignRow) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _pace_line(report: Report, speed: float | None) -> Text:
     seconds = max(((report.finished_at or report.now) - report.started_at).total_seconds(), 0.001)
     average = answered(report) / seconds
     parts = [f"{duration(seconds)}", f"{average:,.0f}/s on average"]
-    if not report.finished:
+    if report.state == "running":
         parts.insert(0, f"{average if speed is None else speed:,.0f}/s")
         left = report.pending + report.in_flight
         if left and speed:

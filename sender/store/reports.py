@@ -37,9 +37,9 @@ FINAL = ("sent", "rejected", "skipped", "expired", "unknown", "cancelled", "fail
 
 #: What becomes of the devices that a campaign which ended early never came to.
 _END_OF_REST = {
-    CampaignState.CANCELLED: "cancelled",
-    CampaignState.FAILED: "failed",
-    CampaignState.MISSED: "expired",
+    CampaignState.CANCELLED: ("cancelled", "Cancelled"),
+    CampaignState.FAILED: ("failed", "CampaignFailed"),
+    CampaignState.MISSED: ("expired", "Expired"),
 }
 
 
@@ -158,7 +158,10 @@ def settle(row: Mapping[str, Any]) -> Report:
     figures["in_flight"] = max(0, min(claimed, audience - settled))
     figures["pending"] = audience - settled - figures["in_flight"]
     if state in _END_OF_REST:
-        figures[_END_OF_REST[state]] += figures["pending"]
-        figures["pending"] = 0
+        part, reason = _END_OF_REST[state]
+        rest, figures["pending"] = figures["pending"], 0
+        figures[part] += rest
+        if rest:
+            figures["by_reason"] = {**figures["by_reason"], reason: figures["by_reason"].get(reason, 0) + rest}
     figures["by_reason"] = dict(sorted(figures["by_reason"].items(), key=lambda item: -item[1]))
     return Report(state=state, audience=audience, audience_is_estimate=not known, **figures)

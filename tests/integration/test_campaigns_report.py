@@ -97,6 +97,7 @@ def test_what_an_ended_campaign_never_cut_has_its_end_too(
     assert report.sent == 15
     assert getattr(report, part) == 80 + (5 if part == "cancelled" else 0)
     assert report.pending == 0
+    assert sum(report.by_reason.values()) == 85
     assert total(report) == report.audience == 100
 
 
