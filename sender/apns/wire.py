@@ -19,6 +19,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol
 
 from aioapns.common import NotificationRequest, NotificationResult
@@ -95,8 +96,7 @@ class _Reply:
     def answer(self) -> Answer:
         if self.status == 200:
             return Accepted(apns_unique_id=self.unique_id) if self.unique_id else ACCEPTED
-        reason, timestamp = _parse_error(self.body)
-        return Rejected(status=self.status, reason=reason, timestamp=timestamp, apns_unique_id=self.unique_id)
+        return _rejected(self.status, self.body, self.unique_id)
 
 
 class Wire(APNsTLSClientProtocol):
@@ -559,6 +559,13 @@ def _parse_headers(headers: Sequence[Header]) -> tuple[int, str | None]:
         elif name == b"apns-unique-id":
             unique_id = value.decode("ascii", "replace")
     return status, unique_id
+
+
+@lru_cache(maxsize=128)
+def _rejected(status: int, body: bytes, unique_id: str | None) -> Rejected:
+    """A rejection; most are one of very few values."""
+    reason, timestamp = _parse_error(body)
+    return Rejected(status=status, reason=reason, timestamp=timestamp, apns_unique_id=unique_id)
 
 
 def _parse_error(body: bytes) -> tuple[str, datetime | None]:
