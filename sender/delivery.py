@@ -10,6 +10,7 @@ from datetime import datetime
 
 import structlog
 
+from sender.apns_ids import delivery_apns_ids
 from sender.errors import DatabaseUnavailableError
 from sender.leases import Lease
 from sender.model import Accepted, Answer, CredentialRef, NotProcessed, Push
@@ -93,6 +94,7 @@ def prepare(
     """Make the pushes of a claim. A device can only be removed here, as skipped with a cause, or wait its rest out."""
     campaign, plan = claim.campaign, Plan(credentials=credentials)
     expired = campaign.expiration is not None and campaign.expiration <= claim.loaded_at
+    apns_id = delivery_apns_ids(campaign.id)
     needs_leave = campaign.headers.push_type in NEEDS_AUTHORIZATION
     for target in targets:
         if expired:
@@ -108,19 +110,9 @@ def prepare(
         elif target.environment in held:
             plan.untouched.append(target.device_id)
         else:
-            apns_id = delivery_apns_id(campaign.id, target.device_id)
             plan.targets.append(target)
-            plan.pushes.append(Push(target.token, apns_id, campaign.payload, campaign.headers))
+            plan.pushes.append(Push(target.token, apns_id(target.device_id), campaign.payload, campaign.headers))
     return plan
-
-
-def delivery_apns_id(campaign_id: int, device_id: int) -> str:
-    """The apns-id of a delivery: a version 8 UUID (RFC 9562) of the campaign's and the device's ids, the same for
-    every attempt, so that APNs's answers, Apple's console and our rows can be joined."""
-    return (
-        f"{campaign_id >> 16 & 0xFFFF_FFFF:08x}-{campaign_id & 0xFFFF:04x}-8000-"
-        f"{0x8000 | device_id >> 48 & 0x3FFF:04x}-{device_id & 0xFFFF_FFFF_FFFF:012x}"
-    )
 
 
 def _removed(target: Target, outcome: Outcome, reason: str) -> Final:

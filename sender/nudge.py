@@ -3,17 +3,17 @@ comes anyway. The client needs no Celery for it."""
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Any
 
-import structlog
 from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.messaging import Producer
 
 from sender.settings import Settings
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)  # not structlog, whose default would print into the application
 
 TICK_TASK = "sender.tick"
 
@@ -48,6 +48,6 @@ def nudge(settings: Settings) -> bool:
                 retry=False,
             )
     except Exception as error:
-        log.info("nudge_failed", error=type(error).__name__)
+        log.info("nudge_failed error=%s", type(error).__name__)
         return False
     return True

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from sender.apns_ids import delivery_apns_id
 from sender.client import Sender
-from sender.delivery import delivery_apns_id, send_batch
+from sender.delivery import send_batch
 from sender.model import ACCEPTED, Answer, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
 from sender.store import batches

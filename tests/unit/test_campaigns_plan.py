@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from sender import DEFAULT, InvalidCampaignError, InvalidPayloadError, InvalidSegmentError, Payload, Segment
 from sender.apns_ids import delivery_apns_id
 from sender.campaign_plan import Plan, make_plan
-from sender.delivery import delivery_apns_id as engines_apns_id
 from sender.payload import AUTO
 from sender.settings import Settings
 
@@ -102,4 +102,7 @@ def test_a_fault_of_the_payload_alone_is_a_payload_error() -> None:
 
 @pytest.mark.parametrize(("campaign", "device"), [(1, 1), (2**40, 2**62), (123, 456)])
 def test_the_log_and_the_engine_derive_the_same_apns_id(campaign: int, device: int) -> None:
-    assert delivery_apns_id(campaign, device) == engines_apns_id(campaign, device)
+    number = UUID(delivery_apns_id(campaign, device))
+    assert str(number) == delivery_apns_id(campaign, device)  # canonical
+    assert number.version == 8
+    assert (number.int >> 80, number.int & (1 << 62) - 1) == (campaign, device)
