@@ -100,8 +100,8 @@ def test_a_fault_of_the_payload_alone_is_a_payload_error() -> None:
         plan(payload=Payload())
 
 
-@pytest.mark.parametrize(("campaign", "device"), [(1, 1), (2**40, 2**62), (123, 456)])
-def test_the_log_and_the_engine_derive_the_same_apns_id(campaign: int, device: int) -> None:
+@pytest.mark.parametrize(("campaign", "device"), [(1, 1), (2**40, 2**62 - 1), (123, 456)])
+def test_an_apns_id_is_canonical_and_names_its_delivery(campaign: int, device: int) -> None:
     number = UUID(delivery_apns_id(campaign, device))
     assert str(number) == delivery_apns_id(campaign, device)  # canonical
     assert number.version == 8
