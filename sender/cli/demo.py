@@ -3,11 +3,14 @@ every kind of device."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sender.cli.output import console
@@ -97,7 +100,9 @@ def _run(rehearsal: Rehearsal, devices: int, rate: float) -> None:
 
 
 def _report(rehearsal: Rehearsal, report: Report, kinds: Mapping[str, int]) -> None:
-    table = Table(title="\nWhat became of each kind of device", title_justify="left", title_style="bold")
+    table = Table(
+        title="\nWhat became of each kind of device", title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     table.add_column("Devices", justify="right")
     for name in ("Kind", "APNs answered", "What the sender did"):
         table.add_column(name, overflow="fold")
@@ -112,7 +117,7 @@ def _report(rehearsal: Rehearsal, report: Report, kinds: Mapping[str, int]) -> N
 
 
 def _states(before: Mapping[DeviceState, int], after: Mapping[DeviceState, int]) -> None:
-    table = Table(title="\nToken states", title_justify="left", title_style="bold")
+    table = Table(title="\nToken states", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("State")
     table.add_column("Before", justify="right")
     table.add_column("After", justify="right")
@@ -123,36 +128,35 @@ def _states(before: Mapping[DeviceState, int], after: Mapping[DeviceState, int])
 
 
 def _changes(sender: Sender) -> None:
-    table = Table(title="\nFrom the push changelog", title_justify="left", title_style="bold")
-    for name in ("When", "Token", "Change", "Reason", "apns-id"):
+    table = Table(title="\nFrom the push changelog", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for name in ("When", "Token", "Change", "Reason"):
         table.add_column(name, no_wrap=True)
     shown: dict[str, int] = {}
     for change in sender.changelog.read(campaign=KEY, limit=5_000).changes:
         shown[change.kind] = shown.get(change.kind, 0) + 1
         if shown[change.kind] <= 2:
-            token = f"{(change.token or '')[:8]}…"
-            table.add_row(f"{change.at:%H:%M:%S}", token, change.kind, change.reason or "", str(change.apns_id or ""))
+            table.add_row(f"{change.at:%H:%M:%S}", f"{(change.token or '')[:8]}…", change.kind, change.reason or "")
     console.print(table)
 
 
 def _figures(rehearsal: Rehearsal, report: Report, devices: int) -> None:
     seconds = rehearsal.simulator.counters().per_second
-    full = [count for _, count in sorted(seconds.items())][1:-1]
-    peak = f", {max(full):,} in the busiest" if full else ""
-    mean = f"{sum(full) / len(full):,.0f}" if full else "–"
+    full = [count for _, count in sorted(seconds.items())][1:-1]  # whole seconds only
+    peak, median = (f"{max(full):,}", f"{statistics.median(full):,.0f}") if full else ("–", "–")
     whole = (report.finished_at - report.started_at) if report.finished_at and report.started_at else None
     console.print(
-        f"\nThe simulator saw {mean} pushes in a mean second{peak}, by its own clock"
-        + (f"; the whole campaign took {whole.total_seconds():.1f} s for {devices:,} devices." if whole else ".")
+        f"\nBy the simulator's own clock, the busiest second had {peak} pushes, the median one {median}"
+        + (f"; the campaign took {whole.total_seconds():.1f} s for {devices:,} devices." if whole else ".")
     )
 
 
 def _hint() -> None:
+    sender = sys.argv[0] if sys.argv[0].endswith("sender") else "sender"
     console.print("Try next:")
     for command, what in (
-        ("sender demo --rate 50000 --devices 200000", "the same at full speed"),
-        ("sender up", "the stack for yourself, with Flower; state in .sender/"),
-        ("sender simulate-apns --help", "an APNs that misbehaves as you like, to rehearse your own campaigns on"),
-        ("README.md", "eight lines of Python, beat, deployment, and what happens on every APNs reason"),
+        ("demo --rate 50000 --devices 200000", "the same at full speed"),
+        ("up", "the stack for yourself, with Flower; its state is kept in .sender/"),
+        ("simulate-apns --help", "an APNs that misbehaves as you like, to rehearse on"),
     ):
-        console.print(f"  [bold]{command:<44}[/bold] {what}", highlight=False)
+        console.print(f"  [bold]{sender} {command}[/bold]\n      {what}", highlight=False)
+    console.print("and read README.md: eight lines of Python, beat, deployment, every APNs reason.")
