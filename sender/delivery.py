@@ -13,12 +13,12 @@ import structlog
 from sender.apns_ids import delivery_apns_ids
 from sender.errors import DatabaseUnavailableError
 from sender.leases import Lease
-from sender.model import Accepted, Answer, CredentialRef, NotProcessed, Push
+from sender.model import ACCEPTED, Accepted, Answer, CredentialRef, NotProcessed, Push
 from sender.pacing import take_grant
 from sender.policy.outcomes import DeliveryStep, Halt, rule_for
 from sender.policy.states import DeviceState, Outcome
 from sender.policy.verdict import Again, Final, Terms
-from sender.results import Results, Sent, record, weigh
+from sender.results import Results, record, weigh
 from sender.runtime import Runtime
 from sender.store import batches, sending
 from sender.store.batches import Claim, Target
@@ -96,22 +96,27 @@ def prepare(
     expired = campaign.expiration is not None and campaign.expiration <= claim.loaded_at
     apns_id = delivery_apns_ids(campaign.id)
     needs_leave = campaign.headers.push_type in NEEDS_AUTHORIZATION
+    open_to = set(credentials) - set(held)
     for target in targets:
-        if expired:
+        _, token, environment, state, authorization, *_ = target
+        if state == "active" and environment in open_to and not expired and authorization != "denied":
+            plan.targets.append(target)  # the plain case, and the hot path
+            plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
+        elif expired:
             plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
-        elif target.state in _SKIPPED:
-            plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[target.state]))
-        elif target.environment not in credentials:
+        elif state in _SKIPPED:
+            plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[state]))
+        elif environment not in credentials:
             plan.finals.append(_removed(target, Outcome.SKIPPED, "NoCredential"))
-        elif needs_leave and target.authorization == "denied":
+        elif needs_leave and authorization == "denied":
             plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
         elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
             _wait(plan, target, target.blocklisted_until, campaign.expiration)
-        elif target.environment in held:
+        elif environment in held:
             plan.untouched.append(target.device_id)
         else:
             plan.targets.append(target)
-            plan.pushes.append(Push(target.token, apns_id(target.device_id), campaign.payload, campaign.headers))
+            plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
     return plan
 
 
@@ -135,6 +140,8 @@ def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
     """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
     answers: list[Answer | None] = [None] * len(plan.pushes)
     _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
+    if answers.count(ACCEPTED) == len(answers):
+        return answers
     for _ in range(RESENDS):
         refused = [at for at, answer in enumerate(answers) if _may_resend(answer)]
         if not refused or lease.stopped.is_set():
@@ -164,6 +171,8 @@ def _issue_round(
 
 def _by_environment(plan: Plan, places: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
     groups: dict[str, list[int]] = {}
+    if len(plan.credentials) == 1:
+        return [(environment, places) for environment in plan.credentials]
     for at in places:
         groups.setdefault(plan.targets[at].environment, []).append(at)
     return list(groups.items())
@@ -199,19 +208,17 @@ def _results(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answe
         expiration=claim.campaign.expiration,
         backoff_scale=runtime.settings.backoff_scale,
     )
-    answered = (
-        Sent(target, push, answer, plan.credentials[target.environment])
-        for target, push, answer in zip(plan.targets, plan.pushes, answers, strict=True)
-        if answer is not None
+    results = weigh(
+        claim,
+        zip(plan.targets, plan.pushes, answers, strict=True),
+        credentials=plan.credentials,
+        terms=terms,
+        now=lease.now(),
+        chance=random.random,
     )
-    results = weigh(claim, answered, terms=terms, now=lease.now(), chance=random.random)
     results.finals += plan.finals
     results.again += plan.again
     results.untouched += plan.untouched
-    if None in answers:
-        results.untouched += [
-            target.device_id for target, answer in zip(plan.targets, answers, strict=True) if answer is None
-        ]
     if plan.held_until is not None:
         results.rest = max(0.0, (plan.held_until - claim.loaded_at).total_seconds())
     return results

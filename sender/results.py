@@ -3,7 +3,7 @@ transaction. It can be run again after any failure: everything it writes is idem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -55,15 +55,24 @@ class Results:
 
 
 def weigh(
-    claim: Claim, answered: Iterable[Sent], *, terms: Terms, now: datetime, chance: Callable[[], float]
+    claim: Claim,
+    answered: Iterable[tuple[Target, Push, Answer | None]],
+    *,
+    credentials: Mapping[str, CredentialRef],
+    terms: Terms,
+    now: datetime,
+    chance: Callable[[], float],
 ) -> Results:
-    """Apply the outcome table to a batch's answers. Pure: the time and the chance are arguments."""
+    """Apply the outcome table to a batch's answers; what has none was not issued, and goes back untouched. Pure: the
+    time and the chance are arguments."""
     results = Results()
-    for one in answered:
-        target, _, answer, _ = one
+    for target, push, answer in answered:
         if type(answer) is Accepted and not target.attempts and not target.blocklisted_times:
             results.sent.append(target.device_id)  # the plain case, and the hot path: what the table says, in short
+        elif answer is None:
+            results.untouched.append(target.device_id)
         else:
+            one = Sent(target, push, answer, credentials[target.environment])
             _weigh_one(results, claim, one, terms=terms, now=now, chance=chance())
     return results
 

@@ -78,7 +78,7 @@ _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = %s AND state
 _TARGETS = """
 SELECT d.id, d.token, d.environment, d.state, d."authorization", d.registered_at, d.blocklisted_until,
        d.blocklisted_times, coalesce(r.attempts, 0)
-FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS i(id, place)
+FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) WITH ORDINALITY AS i(id, place)
 JOIN {s}.devices d ON d.id = i.id
 LEFT JOIN {s}.retries r ON r.campaign_id = %(campaign)s AND r.device_id = i.id
 LEFT JOIN {s}.deliveries l
@@ -91,12 +91,13 @@ ORDER BY i.place
 _FRESH_TARGETS = """
 SELECT d.id, d.token, d.environment, d.state, d."authorization", d.registered_at, d.blocklisted_until,
        d.blocklisted_times, 0
-FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS i(id, place) JOIN {s}.devices d ON d.id = i.id
+FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) WITH ORDINALITY AS i(id, place)
+JOIN {s}.devices d ON d.id = i.id
 ORDER BY i.place
 """
 
 _SETTLED = """
-SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i(id)
+SELECT i.id FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) AS i(id)
 WHERE EXISTS (SELECT FROM {s}.deliveries l WHERE l.campaign_started_on = %(started_on)s
               AND l.campaign_id = %(campaign)s AND l.device_id = i.id)
    OR EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id
@@ -175,7 +176,7 @@ def targets(transaction: Transaction, claim: Claim) -> list[Target]:
     """The devices of a claim that are neither final nor waiting for a retry elsewhere, in the order of the cut."""
     fresh = claim.kind == "first" and claim.epoch == 1
     cursor = transaction.execute(_FRESH_TARGETS if fresh else _TARGETS, _places(claim))
-    return list(map(Target._make, cursor))
+    return list(map(Target._make, cursor.fetchall()))
 
 
 def settled(transaction: Transaction, claim: Claim) -> set[int]:
@@ -219,7 +220,6 @@ def _name(claim: Claim) -> dict[str, object]:
 
 def _places(claim: Claim) -> dict[str, object]:
     return {
-        "ids": list(claim.device_ids),
         "campaign": claim.campaign.id,
         "started_on": claim.campaign.started_on,
         "batch": claim.batch_id,

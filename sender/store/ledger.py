@@ -9,7 +9,7 @@ from datetime import date
 
 from sender.policy.states import Outcome
 from sender.policy.verdict import Again, Final
-from sender.store.batches import Claim
+from sender.store.batches import Claim, as_array
 from sender.store.database import Transaction
 
 _SENT = """
@@ -111,7 +111,7 @@ def write(
     reasons: dict[str, int] = {}
     key = {"day": started_on, "campaign": campaign_id}
     if sent:
-        row = transaction.execute(_SENT, key | {"ids": sent}).fetchone()
+        row = transaction.execute(_SENT, key | {"ids": as_array(sent)}).fetchone()
         counts[Outcome.SENT.value] += row[0] if row else 0
     if finals:
         for outcome, reason, count in transaction.execute(_FINALS, key | _columns(finals)):
