@@ -434,7 +434,7 @@ def rule_for(answer: Answer) -> Rule:
             return NO_ANSWER
         case Rejected(status=status, reason=reason):
             known = _BY_REASON.get(reason)
-            if known is not None and (status in known.statuses or status < 400):
+            if known is not None and status in known.statuses:
                 return known
             return fallback_for(status)
 
