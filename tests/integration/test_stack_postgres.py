@@ -63,13 +63,17 @@ def _words(server: Postgres) -> set[str]:
         return {word for (word,) in connection.execute("SELECT word FROM words")}
 
 
-def test_what_was_written_is_there_after_a_restart(made_once: DataDirectory, server: Postgres) -> None:
+def test_what_was_written_is_there_after_a_restart_and_under_the_same_url(
+    made_once: DataDirectory, server: Postgres
+) -> None:
     _write(server, "restarted")
     server.stop()
     assert not server.alive()
+    assert server._sockets is not None and not server._sockets.exists()
     again = Postgres(made_once, durable=False, connections=317)
     again.start()
     try:
+        assert again.url == server.url
         assert "restarted" in _words(again)
         with psycopg.connect(again.url) as connection:
             assert connection.execute("SHOW max_connections").fetchone() == ("317",)
@@ -309,3 +313,35 @@ def _run_both(path: Path) -> str:
     finally:
         postgres.stop(now=True)
         valkey.stop(now=True)
+
+
+def test_a_socket_directory_that_somebody_else_has_taken_is_left_to_them(
+    made_once: DataDirectory, server: Postgres
+) -> None:
+    taken = server._sockets
+    assert taken is not None
+    server.stop()
+    taken.mkdir(mode=0o777)
+    taken.chmod(0o777)
+    (taken / "theirs").touch()
+    again = Postgres(made_once, durable=False)
+    again.start()
+    try:
+        assert again.url != server.url
+        assert (taken / "theirs").exists()
+    finally:
+        again.stop(now=True)
+        shutil.rmtree(taken)
+
+
+def test_a_copy_of_a_data_directory_has_sockets_of_its_own(made_once: DataDirectory, server: Postgres) -> None:
+    server.stop()
+    for copy in _data(Path(tempfile.mkdtemp(prefix="sender-test-", dir="/tmp"))):
+        for name in ("sockets.json", "secrets.json"):
+            shutil.copy(made_once.path / name, copy.path / name)
+        other = Postgres(copy, durable=False)
+        other.start()
+        try:
+            assert other._sockets != server._sockets
+        finally:
+            other.stop(now=True)
