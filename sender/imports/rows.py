@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
+from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import Any
 
 from sender.device_fields import (
@@ -48,6 +50,7 @@ _NULL = "\\N"
 _TRUE = frozenset({"1", "t", "true", "y", "yes", "active"})
 _FALSE = frozenset({"0", "f", "false", "n", "no", "inactive"})
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_SURELY_SHORT = LONGEST_ATTRIBUTES // 4  # characters: not too long in bytes, whatever they are
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -60,23 +63,33 @@ class RowReader:
         self._header = header
         self._environment = _NULL if options.environment is None else options.environment.value
         ours = _rename(name, header, options)
-        self._positions = [ours.index(column) if column in ours else -1 for column in COLUMNS]
+        # A column that is not there is read as the empty cell that `read` puts behind the last one.
+        self._pick = itemgetter(*(ours.index(column) if column in ours else -1 for column in COLUMNS))
         self._attributes = [
-            (column, at, _converter(column, options.types.get(column)))
+            (column, at, _converter(column, options.types.get(column)), _renderer(column, options.types.get(column)))
             for at, column in enumerate(ours)
             if column not in COLUMNS and column != DROP
         ]
 
-    def read(self, line: int, record: Sequence[str] | dict[str, Any]) -> str | None:
+    def read(self, line: int, record: list[str] | dict[str, Any]) -> str | None:
         """The row in COPY's text format, None for one to skip. Raises `ValueError` that says why it is bad."""
         if isinstance(record, dict):
             fields, attributes = self._of_object(record)
-        else:
-            if len(record) != len(self._header or ()):
-                raise ValueError(f"{len(record)} fields, the header has {len(self._header or ())}")
-            fields = [record[at] if at >= 0 else "" for at in self._positions]
-            attributes = {name: convert(record[at]) for name, at, convert in self._attributes if record[at] != ""}
-        return self._row(line, fields, attributes)
+            return self._row(line, fields, _attributes(fields[-1], attributes))
+        if len(record) != len(self._header or ()):
+            raise ValueError(f"{len(record)} fields, the header has {len(self._header or ())}")
+        fields = self._pick([*record, ""])
+        return self._row(line, fields, self._attributes_of(record, fields[-1]))
+
+    def _attributes_of(self, record: list[str], more: str) -> str:
+        """A CSV row's attributes as JSON: put together from ready pieces, unless something about them is unusual."""
+        pieces = [render(record[at]) for _, at, _, render in self._attributes if record[at] != ""]
+        text = "{" + ",".join(pieces) + "}"
+        if more == "" and "\\" not in text and len(text) <= _SURELY_SHORT:
+            return text
+        return _attributes(
+            more, {name: convert(record[at]) for name, at, convert, _ in self._attributes if record[at] != ""}
+        )
 
     def _of_object(self, record: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """JSONL: fields as text as far as they are known, attributes as they are; null is "says nothing"."""
@@ -92,13 +105,11 @@ class RowReader:
                 given[name] = _converter(name, kind)(given[name])
         return fields, given
 
-    def _row(self, line: int, fields: list[Any], attributes: dict[str, Any]) -> str | None:
-        token, user, environment, locale, zone, registered, seen, active, state, authorization, more = fields
+    def _row(self, line: int, fields: Sequence[Any], attributes: str) -> str | None:
+        token, user, environment, locale, zone, registered, seen, active, state, authorization, _ = fields
         kept = self._state(active, state)
         if kept is None:
             return None
-        if more != "":
-            attributes = {**_object(more), **attributes}
         row = "\t".join(
             (
                 str(line),
@@ -111,7 +122,7 @@ class RowReader:
                 self._time("last_seen_at", seen) if seen != "" else _NULL,
                 _authorization(authorization) if authorization != "" else _NULL,
                 kept,
-                _attributes(attributes) if attributes else "{}",
+                attributes,
             )
         )
         if not row.isascii():
@@ -199,12 +210,15 @@ def _bool(text: str) -> bool:
     raise ValueError(f"{text[:40]!r} is neither true nor false")
 
 
-def _attributes(attributes: dict[str, Any]) -> str:
+def _attributes(more: Any, attributes: dict[str, Any]) -> str:
+    """Attributes as JSON and escaped for COPY; `more` is what the column `attributes` holds."""
+    if more != "":
+        attributes = {**_object(more), **attributes}
     try:
         text = _encode(attributes)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"attributes: {error}") from None
-    if len(text) > LONGEST_ATTRIBUTES // 4:  # only now can it be too long in bytes
+    if len(text) > _SURELY_SHORT:
         check_attributes(attributes)
     if "\\" in text:
         check_no_nul(attributes)
@@ -244,6 +258,22 @@ def _converter(name: str, kind: AttributeType | None) -> Callable[[str], Any]:
             raise ValueError(f"{name}: {text[:40]!r} is not of type {kind}") from None
 
     return checked
+
+
+def _renderer(name: str, kind: AttributeType | None) -> Callable[[str], str]:
+    """A cell's text as the piece of JSON that it becomes, its name included."""
+    head = f"{encode_basestring(name)}:"
+    if kind in (None, AttributeType.STR):
+        return lambda text: head + encode_basestring(text)
+    convert = _converter(name, kind)
+    return lambda text: head + _encode_value(name, convert(text))
+
+
+def _encode_value(name: str, value: Any) -> str:
+    try:
+        return str(value) if type(value) is int else _encode(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 _CONVERTERS: dict[AttributeType | None, Callable[[str], Any]] = {

@@ -137,10 +137,7 @@ class Staging:
             "first": first,
             "last": last,
         }
-        span = transaction.row(self._sql(_SPAN), params) or {}
-        params |= span
-        row = transaction.execute(self._sql(_ADD_DEVICES), params).fetchone()
-        added, tokens = row[0] if row else 0, span["tokens"]
+        tokens, added = transaction.execute(self._sql(_ADD_DEVICES), params).fetchone() or (0, 0)
         if added == tokens:
             return Merged(tokens=tokens, added=added)
         updated, outdated = transaction.execute(self._sql(_UPDATE_DEVICES), params).fetchone() or (0, 0)
@@ -177,12 +174,8 @@ def analyze(database: Database) -> None:
         transaction.execute("ANALYZE {s}.users")
 
 
-_SPAN = """
-SELECT min(token) AS "from", max(token) AS "to", count(*) AS tokens
-FROM {s}.<staging>_sorted WHERE n BETWEEN %(first)s AND %(last)s
-"""
-
-#: The span of tokens keeps the devices' side of the joins as small as the slice, whatever the planner believes.
+#: In the middle of an import the planner's statistics are wrong, and one bad plan takes hours. `OFFSET 0` and
+#: `app_id + 0` leave it one way to find a device: by its token, in the index.
 _ADD_DEVICES = """
 WITH added AS (
     INSERT INTO {s}.devices (app_id, token, environment, user_id, locale, timezone, attributes, "authorization",
@@ -192,8 +185,7 @@ WITH added AS (
            CASE WHEN r.state <> 'active' THEN 'imported as ' || r.state END, r.registered_at, r.last_seen_at
     FROM {s}.<staging>_sorted r
     WHERE r.n BETWEEN %(first)s AND %(last)s
-      AND NOT EXISTS (SELECT FROM {s}.devices d WHERE d.token = r.token AND d.app_id = %(app)s
-                                                  AND d.token BETWEEN %(from)s AND %(to)s)
+      AND NOT EXISTS (SELECT FROM {s}.devices d WHERE d.token = r.token AND d.app_id + 0 = %(app)s OFFSET 0)
     ORDER BY r.n
     ON CONFLICT (token, app_id) DO NOTHING
     RETURNING id, user_id, state, environment
@@ -203,7 +195,8 @@ WITH added AS (
            jsonb_build_object('state', state, 'environment', environment)
     FROM added
 )
-SELECT count(*) FROM added
+SELECT (SELECT count(*) FROM {s}.<staging>_sorted WHERE n BETWEEN %(first)s AND %(last)s),
+       (SELECT count(*) FROM added)
 """
 
 #: A row that is older than the registration we know of says nothing. State and registered_at move only by a newer
@@ -227,8 +220,9 @@ WITH pair AS MATERIALIZED (
            greatest(d.registered_at, r.registered_at) AS new_registered_at,
            greatest(d.last_seen_at, r.last_seen_at) AS new_last_seen_at,
            d.locale, d.timezone, d.attributes, d."authorization", d.last_seen_at
-    FROM {s}.<staging>_sorted r JOIN {s}.devices d ON d.token = r.token AND d.app_id = %(app)s
-    WHERE r.n BETWEEN %(first)s AND %(last)s AND d.token BETWEEN %(from)s AND %(to)s
+    FROM {s}.<staging>_sorted r
+    CROSS JOIN LATERAL (SELECT * FROM {s}.devices WHERE token = r.token AND app_id + 0 = %(app)s OFFSET 0) d
+    WHERE r.n BETWEEN %(first)s AND %(last)s
 ), held AS MATERIALIZED (
     SELECT d.id FROM {s}.devices d JOIN pair p ON p.id = d.id
     WHERE NOT p.outdated
