@@ -28,7 +28,7 @@ _H2LOAD_PUSHES = 150_000
 Say = Callable[[str], None]
 
 
-class SenderFailed(Exception):
+class SenderFailedError(Exception):
     """Raised when a sending program ends without figures; the message has its last words."""
 
 
@@ -134,7 +134,7 @@ def send_h2load(place: Place, server: Server, seconds: float) -> Figures:
     took = re.search(r"finished in ([\d.]+)(m?s)", said)
     succeeded = re.search(r"status codes: (\d+) 2xx", said)
     if took is None or succeeded is None:
-        raise SenderFailed(f"h2load said nothing to be understood:\n{said[-500:]}")
+        raise SenderFailedError(f"h2load said nothing to be understood:\n{said[-500:]}")
     accepted = int(succeeded[1])
     return Figures(
         answered=accepted,
@@ -150,7 +150,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> Figures:
     said, peak = _finish(command, environment)
     lines = said.strip().splitlines()
     if not lines:
-        raise SenderFailed(f"{command[:3]} said nothing")
+        raise SenderFailedError(f"{command[:3]} said nothing")
     return Figures(**json.loads(lines[-1]), peak=peak)
 
 
@@ -178,5 +178,5 @@ def _finish(command: list[str], environment: Mapping[str, str]) -> tuple[str, in
             process.wait()
             raise
     if process.returncode:
-        raise SenderFailed(f"{command[2]} failed: {' | '.join(complained.strip().splitlines()[-3:])}")
+        raise SenderFailedError(f"{command[2]} failed: {' | '.join(complained.strip().splitlines()[-3:])}")
     return said, watch.peak
