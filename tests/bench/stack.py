@@ -38,10 +38,7 @@ SELECT c.started_at, c.finished_at, extract(epoch FROM max(b.finished_at) - c.st
 FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id WHERE c.key = %s GROUP BY c.id
 """
 
-_DONE = """
-SELECT coalesce(sum(b.sent), 0)::bigint FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id
-WHERE c.key = %s
-"""
+_SENT = "SELECT coalesce(sum(sent), 0)::bigint FROM {s}.batches"
 
 _REVIVE = """
 UPDATE {s}.devices SET state = 'active', state_reason = NULL, state_campaign_id = NULL WHERE state <> 'active'
@@ -96,7 +93,7 @@ class Stack:
         """Send one campaign to all devices of an app, without a limit of its rate, and wait for its end."""
         key = f"bench-{next(_keys)}"
         before = self._cpu()
-        self.enqueue(key, app, batch_size=batch_size)
+        self.sender.campaigns.enqueue(app, key=key, payload=MESSAGE_WITHOUT_OURS, rate=None, batch_size=batch_size)
         report = self.sender.campaigns.wait(key, timeout=_CAMPAIGN_WITHIN)
         after = self._cpu()
         with self.database.transaction() as transaction:
@@ -114,14 +111,10 @@ class Stack:
             cpu=cpu,
         )
 
-    def enqueue(self, key: str, app: str, *, batch_size: int | None = None) -> None:
-        """Write a campaign, and do not wait."""
-        self.sender.campaigns.enqueue(app, key=key, payload=MESSAGE_WITHOUT_OURS, rate=None, batch_size=batch_size)
-
-    def sent(self, key: str) -> int:
-        """How many pushes of a campaign are recorded as sent."""
+    def sent_so_far(self) -> int:
+        """How many pushes of all campaigns are recorded as sent."""
         with self.database.transaction() as transaction:
-            row = transaction.execute(_DONE, (key,)).fetchone()
+            row = transaction.execute(_SENT).fetchone()
         return int(row[0]) if row else 0
 
     def revive_devices(self) -> None:
@@ -177,8 +170,16 @@ def run_stack(
     log = place.directory / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from sender.cli import main; main()", "up", "--no-flower"]
-            + ["--workers", str(workers)],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from sender.cli import main; main()",
+                "up",
+                "--no-flower",
+                "--workers",
+                str(workers),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

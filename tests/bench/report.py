@@ -1,0 +1,200 @@
+"""The tables in Markdown, and the lines that say what must be shown, each with what was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from tests.bench.measure import MEGABYTE, median_of
+from tests.bench.results import Results, percentile, spread
+from tests.bench.senders import H2LOAD, NODE, OURS, STOCK
+from tests.bench.stack import Run
+
+#: In this order, whatever comes first.
+_KINDS = ("worker", "control", "priority", "beat", "PostgreSQL", "Valkey", "APNs")
+
+
+def machine() -> str:
+    """What this ran on, in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{cores} cores{_model()}, {platform.system()}, Python {platform.python_version()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}{load}"
+    )
+
+
+def tables(results: Results) -> Iterator[str]:
+    """Everything that was measured."""
+    for server in dict.fromkeys(server for server, _ in results.clients):
+        yield from _clients(results, server)
+    if results.rejections:
+        found = results.rejections
+        yield "### Rejections in a row, over one connection\n"
+        yield from _table(
+            ("410s asked for", "answered as such", "connections opened", "a second", "CPU a push", "longest wait"),
+            [
+                (
+                    f"{found.count:,}",
+                    f"{found.rejected:,}",
+                    str(found.connections),
+                    f"{found.rate:,.0f}",
+                    f"{found.cpu:.1f} µs",
+                    f"{found.longest_gap * 1000:.0f} ms",
+                )
+            ],
+        )
+    if results.batches:
+        yield f"### End to end, by batch size and worker processes (APNs: {results.campaign_server})\n"
+        yield from _runs(
+            ("workers", "batch size"),
+            [((str(workers), f"{size:,}"), runs) for (workers, size), runs in sorted(results.batches.items())],
+        )
+    if results.answers:
+        yield "### End to end, by what APNs answers (APNs: simulator)\n"
+        yield from _runs(
+            ("dead tokens", "latency"),
+            [((f"{dead:.0%}", f"{latency:g} ms"), runs) for (dead, latency), runs in results.answers.items()],
+        )
+    if results.scale:
+        yield f"### End to end, by devices, with one worker (APNs: {results.campaign_server})\n"
+        yield from _runs(("",), [(("",), runs) for _, runs in sorted(results.scale.items())])
+    yield from _memory(results)
+    if results.singles:
+        yield "### One push, from `enqueue` to APNs\n"
+        times = [1000 * value for value in results.singles]
+        yield from _table(
+            ("pushes", "p50", "p99", "most"),
+            [
+                (
+                    str(len(times)),
+                    f"{percentile(times, 0.5):.0f} ms",
+                    f"{percentile(times, 0.99):.0f} ms",
+                    f"{max(times):.0f} ms",
+                )
+            ],
+        )
+
+
+def verdicts(results: Results) -> Iterator[str]:
+    """The lines of what must be shown. Nothing fails here: a machine under load, or another machine, is no bug."""
+    yield "### It must show\n"
+    yield from _table(("what", "wanted", "measured", ""), [(*row, "") for row in _lines(results)])
+
+
+def _lines(results: Results) -> Iterator[tuple[str, str, str]]:
+    for other, least in ((STOCK, 15.0), (NODE, 3.0), (H2LOAD, 0.5)):
+        yield _at_least(f"client alone, to {other}", least, results.client_ratio(OURS, other))
+    whole = results.campaign_rate()
+    for other, least in ((STOCK, 8.0), (NODE, 1.0)):
+        alone = results.client_rate(other)
+        yield _at_least(f"end to end, to {other} alone", least, whole / alone if whole and alone else None)
+    rejections = results.rejections
+    if rejections is None:
+        yield "rejections in a row over one connection", "no reconnect, no stall", "not measured"
+    else:
+        good = rejections.connections == 1 and rejections.rejected == rejections.count and rejections.longest_gap < 1
+        yield (
+            f"{rejections.count:,} rejections in a row",
+            "1 connection, no stall",
+            f"{rejections.connections} connection, {rejections.rejected:,} answers, longest wait "
+            f"{rejections.longest_gap * 1000:.0f} ms: {_met(good)}",
+        )
+    plain, slow = results.answers.get((0.0, 0.0)), results.answers.get((0.0, 60.0))
+    share = median(b.rate / a.rate for a, b in zip(plain, slow, strict=True)) if plain and slow else None
+    yield _at_least("end to end at 60 ms, to 0 ms", 0.8, share)
+    growth = results.growth
+    yield (
+        "a worker's memory from its 100,000th push on",
+        "within 10 %",
+        "not measured"
+        if growth is None
+        else f"{growth.begin / MEGABYTE:.0f} → {growth.end / MEGABYTE:.0f} MB, at most "
+        f"{growth.ratio - 1:+.1%}: {_met(growth.ratio <= 1.1)}",
+    )
+
+
+def _at_least(what: str, least: float, found: float | None) -> tuple[str, str, str]:
+    measured = "not measured" if found is None else f"{found:.2f} times: {_met(found >= least)}"
+    return what, f"at least {least:g} times", measured
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "**not met**"
+
+
+def _clients(results: Results, server: str) -> Iterator[str]:
+    yield f"### Clients alone, against {server}\n"
+    rows = []
+    ours = results.clients.get((server, OURS))
+    for (where, client), rounds in results.clients.items():
+        if where != server:
+            continue
+        found = median_of(rounds)
+        ratio = median(a.rate / b.rate for a, b in zip(ours, rounds, strict=False)) if ours else None
+        rows.append(
+            (
+                client,
+                f"{found.rate:,.0f}",
+                f"{found.low:,.0f}–{found.high:,.0f}",
+                f"{found.cpu:.1f} µs",
+                f"{found.peak / MEGABYTE:.0f} MB",
+                "–" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    yield from _table(("client", "pushes/s", "slowest–fastest", "CPU a push", "peak memory", "ours to it"), rows)
+
+
+def _runs(names: Sequence[str], found: Sequence[tuple[tuple[str, ...], list[Run]]]) -> Iterator[str]:
+    kinds = [kind for kind in _KINDS if any(kind in run.cpu for _, runs in found for run in runs)]
+    rows = []
+    for values, runs in found:
+        middle, low, high = spread([run.rate for run in runs])
+        costs = [median(run.cpu.get(kind, 0.0) for run in runs) for kind in kinds]
+        rows.append(
+            (
+                *values,
+                f"{runs[0].devices:,}",
+                f"{middle:,.0f}",
+                f"{low:,.0f}–{high:,.0f}",
+                f"{median(run.cpu_sum for run in runs):.1f}",
+                *(f"{cost:.1f}" for cost in costs),
+            )
+        )
+    heads = (*names, "devices", "pushes/s", "slowest–fastest", "CPU µs/push", *(f"of it {kind}" for kind in kinds))
+    heads = tuple("(APNs)" if head == "of it APNs" else head for head in heads)
+    if names == ("",):
+        heads, rows = heads[1:], [row[1:] for row in rows]
+    yield from _table(heads, rows)
+
+
+def _memory(results: Results) -> Iterator[str]:
+    if not results.peaks:
+        return
+    yield "### Peak memory of each kind of process, over all campaigns\n"
+    kinds = [kind for kind in _KINDS if kind in results.peaks]
+    yield from _table(kinds, [[f"{results.peaks[kind] / MEGABYTE:.0f} MB" for kind in kinds]])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    while heads and not heads[-1]:
+        heads, rows = heads[:-1], [row[: len(heads) - 1] for row in rows]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f" ({line.partition(':')[2].strip()})"
+    except OSError:
+        pass
+    return ""
