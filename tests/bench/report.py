@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench.measure import MEGABYTE, median_of
-from tests.bench.results import Results, percentile, spread
+from tests.bench.results import Rejections, Results, percentile, spread
 from tests.bench.senders import H2LOAD, NODE, OURS, STOCK
 from tests.bench.stack import Run
 
@@ -33,21 +33,7 @@ def tables(results: Results) -> Iterator[str]:
     for server in dict.fromkeys(server for server, _ in results.clients):
         yield from _clients(results, server)
     if results.rejections:
-        found = results.rejections
-        yield "### Rejections in a row, over one connection\n"
-        yield from _table(
-            ("410s asked for", "answered as such", "connections opened", "a second", "CPU a push", "longest wait"),
-            [
-                (
-                    f"{found.count:,}",
-                    f"{found.rejected:,}",
-                    str(found.connections),
-                    f"{found.rate:,.0f}",
-                    f"{found.cpu:.1f} µs",
-                    f"{found.longest_gap * 1000:.0f} ms",
-                )
-            ],
-        )
+        yield from _rejections(results.rejections)
     if results.batches:
         yield f"### End to end, by batch size and worker processes (APNs: {results.campaign_server})\n"
         yield from _runs(
@@ -62,28 +48,16 @@ def tables(results: Results) -> Iterator[str]:
         )
     if results.scale:
         yield f"### End to end, by devices, with one worker (APNs: {results.campaign_server})\n"
-        yield from _runs(("",), [(("",), runs) for _, runs in sorted(results.scale.items())])
+        yield from _runs((), [((), runs) for _, runs in sorted(results.scale.items())])
     yield from _memory(results)
     if results.singles:
-        yield "### One push, from `enqueue` to APNs\n"
-        times = [1000 * value for value in results.singles]
-        yield from _table(
-            ("pushes", "p50", "p99", "most"),
-            [
-                (
-                    str(len(times)),
-                    f"{percentile(times, 0.5):.0f} ms",
-                    f"{percentile(times, 0.99):.0f} ms",
-                    f"{max(times):.0f} ms",
-                )
-            ],
-        )
+        yield from _singles([1000 * seconds for seconds in results.singles])
 
 
 def verdicts(results: Results) -> Iterator[str]:
     """The lines of what must be shown. Nothing fails here: a machine under load, or another machine, is no bug."""
     yield "### It must show\n"
-    yield from _table(("what", "wanted", "measured", ""), [(*row, "") for row in _lines(results)])
+    yield from _table(("what", "wanted", "measured"), list(_lines(results)))
 
 
 def _lines(results: Results) -> Iterator[tuple[str, str, str]]:
@@ -149,6 +123,27 @@ def _clients(results: Results, server: str) -> Iterator[str]:
     yield from _table(("client", "pushes/s", "slowest–fastest", "CPU a push", "peak memory", "ours to it"), rows)
 
 
+def _rejections(found: Rejections) -> Iterator[str]:
+    yield "### Rejections in a row, over one connection\n"
+    heads = ("410s asked for", "answered as such", "connections opened", "pushes/s", "CPU a push", "longest wait")
+    row = (
+        f"{found.count:,}",
+        f"{found.rejected:,}",
+        str(found.connections),
+        f"{found.rate:,.0f}",
+        f"{found.cpu:.1f} µs",
+        f"{found.longest_gap * 1000:.0f} ms",
+    )
+    yield from _table(heads, [row])
+
+
+def _singles(times: Sequence[float]) -> Iterator[str]:
+    yield "### One push, from `enqueue` to APNs\n"
+    figures = [percentile(times, 0.5), percentile(times, 0.99), max(times)]
+    row = (str(len(times)), *(f"{figure:.0f} ms" for figure in figures))
+    yield from _table(("pushes", "p50", "p99", "slowest"), [row])
+
+
 def _runs(names: Sequence[str], found: Sequence[tuple[tuple[str, ...], list[Run]]]) -> Iterator[str]:
     kinds = [kind for kind in _KINDS if any(kind in run.cpu for _, runs in found for run in runs)]
     rows = []
@@ -165,11 +160,8 @@ def _runs(names: Sequence[str], found: Sequence[tuple[tuple[str, ...], list[Run]
                 *(f"{cost:.1f}" for cost in costs),
             )
         )
-    heads = (*names, "devices", "pushes/s", "slowest–fastest", "CPU µs/push", *(f"of it {kind}" for kind in kinds))
-    heads = tuple("(APNs)" if head == "of it APNs" else head for head in heads)
-    if names == ("",):
-        heads, rows = heads[1:], [row[1:] for row in rows]
-    yield from _table(heads, rows)
+    costs_of = ("(APNs)" if kind == "APNs" else kind for kind in kinds)
+    yield from _table((*names, "devices", "pushes/s", "slowest–fastest", "CPU µs a push", *costs_of), rows)
 
 
 def _memory(results: Results) -> Iterator[str]:
@@ -181,8 +173,6 @@ def _memory(results: Results) -> Iterator[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    while heads and not heads[-1]:
-        heads, rows = heads[:-1], [row[: len(heads) - 1] for row in rows]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for row in rows:

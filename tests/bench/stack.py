@@ -167,19 +167,11 @@ def run_stack(
         "SENDER_APNS_CA_FILE": str(place.ca_file),
         **(more or {}),
     }
+    up = (sys.executable, "-P", "-c", "from sender.cli import main; main()", "up", "--no-flower")
     log = place.directory / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                "from sender.cli import main; main()",
-                "up",
-                "--no-flower",
-                "--workers",
-                str(workers),
-            ],
+            [*up, "--workers", str(workers)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -219,7 +211,7 @@ def in_megabytes(peaks: Mapping[str, int]) -> str:
 
 
 def _kind(process: psutil.Process) -> str:
-    words = process.cmdline()
+    words: list[str] = process.cmdline()
     if "--hostname" in words:
         return words[words.index("--hostname") + 1].partition("@")[0].partition("-")[0].replace("campaign", "worker")
     name = process.name()

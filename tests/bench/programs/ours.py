@@ -12,7 +12,7 @@ from typing import Any
 from sender.apns.client import ApnsClient
 from sender.apns_ids import delivery_apns_ids
 from sender.model import Accepted, Answer, CredentialKind, CredentialRef, Environment, Push, PushHeaders, PushType
-from sender.settings import Settings
+from sender.settings import Settings, read_settings
 from tests.bench.programs.job import PAYLOAD, Job, Meter, read_job, tokens
 
 SLICE = 64
@@ -73,7 +73,7 @@ def _credential(job: Job) -> CredentialRef:
 
 
 def _settings(job: Job) -> Settings:
-    return Settings(apns_production_url=job.url, apns_ca_file=job.ca_file, apns_connections=job.connections)
+    return read_settings(apns_production_url=job.url, apns_ca_file=job.ca_file, apns_connections=job.connections)
 
 
 if __name__ == "__main__":
