@@ -12,6 +12,6 @@ SWEEP_SECONDS = 1.0
 def schedule() -> dict[str, dict[str, Any]]:
     """Celery's `beat_schedule`."""
     return {
-        "tick": {"task": "sender.tick", "schedule": TICK_SECONDS, "options": {"expires": 5}},
-        "sweep": {"task": "sender.sweep", "schedule": SWEEP_SECONDS, "options": {"expires": 5}},
+        "tick": {"task": "sender.tick", "schedule": TICK_SECONDS, "options": {"expires": 60}},
+        "sweep": {"task": "sender.sweep", "schedule": SWEEP_SECONDS, "options": {"expires": 60}},
     }

@@ -12,7 +12,7 @@ import structlog
 
 from sender.apns_ids import delivery_apns_ids
 from sender.errors import DatabaseUnavailableError
-from sender.leases import Lease
+from sender.leases import Lease, lease_clock
 from sender.model import ACCEPTED, Accepted, Answer, CredentialRef, NotProcessed, Push
 from sender.pacing import take_grant
 from sender.policy.outcomes import DeliveryStep, Halt, rule_for
@@ -47,16 +47,18 @@ class Plan:
     finals: list[Final] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     untouched: list[int] = field(default_factory=list)
-    held_until: datetime | None = None
+    held: list[Target] = field(default_factory=list)  # their credential rests
+    rest: float = 0.0  # seconds before what is not issued may be tried again
 
 
 def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
     """Send one batch. Returns a small summary by outcome; a batch that is not there to be taken is a normal answer."""
+    asked = lease_clock()  # before the claim: a process that stands still right after it has lost it
     taken = _claim(runtime, batch_id)
     if taken is None:
         return {"skipped": "not open"}
     claim, plan = taken
-    with runtime.leases.hold(claim) as lease:
+    with runtime.leases.hold(claim, taken=asked) as lease:
         try:
             results = _results(runtime, lease, plan, issue(runtime, lease, plan))
         except Exception:
@@ -81,10 +83,10 @@ def _claim(runtime: Runtime, batch_id: int) -> tuple[Claim, Plan] | None:
         holds = sending.holds(transaction, [ref.identity for ref in credentials.values()])
     held = {environment for environment, ref in credentials.items() if ref.identity in holds}
     plan = prepare(claim, targets, credentials, held)
-    if len(targets) + len(settled) < len(claim.device_ids):
+    if claim.epoch > 1 or len(targets) + len(settled) < len(claim.device_ids):
         missing = set(claim.device_ids) - settled - {target.device_id for target in targets}
         plan.finals += [Final(device_id=id, outcome=Outcome.SKIPPED, reason="Moved", attempts=0) for id in missing]
-    plan.held_until = max(holds.values(), default=None)
+    _wait_for_holds(claim, plan, max(holds.values(), default=claim.loaded_at))
     return claim, plan
 
 
@@ -111,9 +113,9 @@ def prepare(
         elif needs_leave and authorization == "denied":
             plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
         elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
-            _wait(plan, target, target.blocklisted_until, campaign.expiration)
+            _wait(plan, target, target.blocklisted_until, campaign.expiration, "TooManyRequests")
         elif environment in held:
-            plan.untouched.append(target.device_id)
+            plan.held.append(target)
         else:
             plan.targets.append(target)
             plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
@@ -124,13 +126,22 @@ def _removed(target: Target, outcome: Outcome, reason: str) -> Final:
     return Final(device_id=target.device_id, outcome=outcome, reason=reason, attempts=target.attempts)
 
 
-def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | None) -> None:
+def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | None, reason: str) -> None:
     if expiration is None or until >= expiration:
-        plan.finals.append(_removed(target, Outcome.EXPIRED, "TooManyRequests"))
+        plan.finals.append(_removed(target, Outcome.EXPIRED, reason))
     else:
-        plan.again.append(
-            Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason="TooManyRequests")
-        )
+        plan.again.append(Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason=reason))
+
+
+def _wait_for_holds(claim: Claim, plan: Plan, until: datetime) -> None:
+    """What must wait for a credential goes back with the whole batch, or, when the rest of it can go, to the retries:
+    the environment that does not rest must not wait for the other."""
+    if plan.pushes:
+        for target in plan.held:
+            _wait(plan, target, until, claim.campaign.expiration, "CredentialHeld")
+    elif plan.held:
+        plan.untouched += [target.device_id for target in plan.held]
+        plan.rest = max(0.0, (until - claim.loaded_at).total_seconds())
 
 
 # --- issue ----------------------------------------------------------------------------------------------------------
@@ -156,14 +167,19 @@ def _issue_round(
 ) -> None:
     waiting = []
     left = places
-    while left:
-        granted = take_grant(runtime.database, lease.limits, len(left), lease.stopped)
-        if not granted:
-            break
-        part, left = left[:granted], left[granted:]
-        for environment, group in _by_environment(plan, part):
-            pushes = [plan.pushes[at] for at in group]
-            waiting.append((group, runtime.issue(plan.credentials[environment], pushes, lease)))
+    try:
+        while left:
+            leave = take_grant(runtime.database, lease.limits, len(left), lease.stopped)
+            if not leave.pushes:
+                plan.rest = leave.wait
+                break
+            part, left = left[: leave.pushes], left[leave.pushes :]
+            for environment, group in _by_environment(plan, part):
+                pushes = [plan.pushes[at] for at in group]
+                waiting.append((group, runtime.issue(plan.credentials[environment], pushes, lease)))
+    except Exception:  # what is on its way has answers: they are recorded before anything else
+        lease.stopped.set()
+        log.exception("issuing_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
     for group, future in waiting:
         for at, answer in zip(group, future.result(), strict=True):
             answers[at] = answer
@@ -183,14 +199,31 @@ def _may_resend(answer: Answer | None) -> bool:
 
 
 def _try_on_fresh_connection(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:
-    """A refused credential gets one retry on a new connection, with a single push, before it counts."""
+    """A refused credential gets one retry on a new connection, with a single push, before it counts. Where that retry
+    cannot be had the refusals do not count: what they refused goes back untouched."""
     doubted = [at for at, answer in enumerate(answers) if answer is not None and _doubts_connection(answer)]
-    if not doubted or lease.stopped.is_set():
+    if not doubted:
         return
-    runtime.renew_connections({plan.credentials[plan.targets[at].environment] for at in doubted})
+    refusals = [answers[at] for at in doubted]
+    for at in doubted:
+        answers[at] = None
+    if lease.stopped.is_set() or not _renew(runtime, plan, doubted):
+        return
     _issue_round(runtime, lease, plan, doubted[:1], answers)
     if isinstance(answers[doubted[0]], Accepted):
         _issue_round(runtime, lease, plan, doubted[1:], answers)
+    elif answers[doubted[0]] is not None:
+        for at, refusal in zip(doubted[1:], refusals[1:], strict=True):
+            answers[at] = refusal
+
+
+def _renew(runtime: Runtime, plan: Plan, places: Sequence[int]) -> bool:
+    try:
+        runtime.renew_connections({plan.credentials[plan.targets[at].environment] for at in places})
+    except Exception:
+        log.exception("renewal_broke")
+        return False
+    return True
 
 
 def _doubts_connection(answer: Answer) -> bool:
@@ -219,8 +252,7 @@ def _results(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answe
     results.finals += plan.finals
     results.again += plan.again
     results.untouched += plan.untouched
-    if plan.held_until is not None:
-        results.rest = max(0.0, (plan.held_until - claim.loaded_at).total_seconds())
+    results.rest = plan.rest
     return results
 
 

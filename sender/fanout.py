@@ -9,7 +9,6 @@ from math import ceil
 
 from sender.policy.pace import batch_size
 from sender.store import cut
-from sender.store.cut import Cutting
 from sender.store.database import Database
 
 #: Never more open batches of one campaign than this: what Redis holds of it.
@@ -29,8 +28,11 @@ MOST_CUT = 50_000
 PRIORITY_AUDIENCE = 100
 
 #: Seconds that one task cuts before it makes room for other campaigns, and pauses between two looks.
-TURN = 10.0
+TURN = 20.0
 PAUSE = 0.05
+
+#: Seconds for which a campaign is reserved for one fan-out; every look renews it.
+RESERVED = 5.0
 
 Publish = Callable[[str, Sequence[int], bool], None]  # campaign key, batch ids, urgent
 
@@ -44,44 +46,79 @@ class Turn:
     finished: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One look: what was cut, what is to be published, whether enough is open, whether the cut is at its end."""
+
+    key: str
+    urgent: bool
+    devices: int
+    publishable: Sequence[int]
+    full: bool
+    finished: bool
+
+
 def cut_campaign(
-    database: Database, campaign_id: int, publish: Publish, *, stopped: Callable[[], bool] = lambda: False
+    database: Database,
+    campaign_id: int,
+    publish: Publish,
+    *,
+    installation_rate: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Turn:
     """Cut and publish for one turn. Two turns on one campaign at once do no harm: its row is held while it is cut."""
     devices = batches = 0
     end = time.monotonic() + TURN
     while not stopped():
-        step = _step(database, campaign_id)
+        step = _step(database, campaign_id, installation_rate)
         if step is None:
             return Turn(devices=devices, batches=batches, finished=True)
-        cutting, cut_now, ids, full, finished = step
-        if ids:
-            publish(cutting.key, ids, cutting.audience_estimate <= PRIORITY_AUDIENCE)
-        devices += cut_now
-        batches += len(ids)
-        if finished:
+        publish_all(database, publish, step.key, step.publishable, step.urgent)
+        devices += step.devices
+        batches += len(step.publishable)
+        if step.finished:
             return Turn(devices=devices, batches=batches, finished=True)
         if time.monotonic() > end:
             break
-        if full:
+        if step.full:
             time.sleep(PAUSE)
+    with database.transaction() as transaction:
+        cut.end_turn(transaction, campaign_id)
     return Turn(devices=devices, batches=batches, finished=False)
 
 
-def _step(database: Database, campaign_id: int) -> tuple[Cutting, int, list[int], bool, bool] | None:
-    """(the cut, devices cut, batches to publish, whether enough is open, whether the cut is finished)."""
+def publish_all(database: Database, publish: Publish, key: str, batch_ids: Sequence[int], urgent: bool) -> None:
+    """Publish batches that are marked as published; takes the mark back when the broker does not take them."""
+    if not batch_ids:
+        return
+    try:
+        publish(key, batch_ids, urgent)
+    except Exception:
+        with database.transaction() as transaction:
+            cut.unpublish(transaction, batch_ids)
+        raise
+
+
+def _step(database: Database, campaign_id: int, installation_rate: float | None) -> _Step | None:
     with database.transaction() as transaction:
-        cutting = cut.hold(transaction, campaign_id)
+        cutting = cut.hold(transaction, campaign_id, installation_rate=installation_rate)
         if cutting is None:
             return None
         size = batch_size(cutting.rate, cutting.batch_size)
-        room = open_target(cutting.rate, size) - cut.open_batches(transaction, cutting, seconds=TURN / 2)
+        room = open_target(cutting.rate, size) - cut.open_batches(transaction, cutting, seconds=RESERVED)
         devices, finished = 0, cutting.finished
         if room > 0 and not finished:
             wanted = max(1, min(room, MOST_CUT // size))
             devices, finished = cut.cut(transaction, cutting, size=size, batches=wanted, window=WINDOW)
         ids = cut.publishable(transaction, campaign_id, cutting.low_batch_id, most=MOST_OPEN)
-    return cutting, devices, ids, room <= 0, finished
+    return _Step(
+        key=cutting.key,
+        urgent=cutting.audience_estimate <= PRIORITY_AUDIENCE,
+        devices=devices,
+        publishable=ids,
+        full=room <= 0,
+        finished=finished,
+    )
 
 
 def open_target(rate: float | None, size: int) -> int:

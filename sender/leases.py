@@ -46,11 +46,11 @@ def lease_clock() -> float:
 class Lease:
     """One held claim."""
 
-    def __init__(self, claim: Claim, *, length: float, installation_rate: float | None) -> None:
+    def __init__(self, claim: Claim, *, taken: float, length: float, installation_rate: float | None) -> None:
         self.claim = claim
         self.stopped = threading.Event()  # nothing more may be issued
         self._length = length
-        self._taken = lease_clock()
+        self._taken = taken
         self._safe_until = self._taken + length * SAFE_SHARE
         self._installation_rate = installation_rate
         self._limits: Sequence[Limit] = self._limits_at(claim.campaign.rate, claim.campaign.app_rate)
@@ -105,9 +105,10 @@ class Leases:
         self._stopping = False
 
     @contextmanager
-    def hold(self, claim: Claim) -> Iterator[Lease]:
-        """Hold a claim: renewed until the block ends."""
-        lease = Lease(claim, length=self._length, installation_rate=self._installation_rate)
+    def hold(self, claim: Claim, *, taken: float | None = None) -> Iterator[Lease]:
+        """Hold a claim that was asked for at `taken` (lease clock; None: now): renewed until the block ends."""
+        since = lease_clock() if taken is None else taken
+        lease = Lease(claim, taken=since, length=self._length, installation_rate=self._installation_rate)
         with self._lock:
             self._held[claim.owner] = lease
             if self._stopping:

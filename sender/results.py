@@ -46,7 +46,7 @@ class Results:
     finals: list[Final] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     untouched: list[int] = field(default_factory=list)
-    rest: float = 0.0  # seconds for which what is untouched must wait, because its credential rests
+    rest: float = 0.0  # seconds for which what is untouched must wait: its credential rests, or its turn is far
     gone: list[Gone] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     throttled: list[Throttled] = field(default_factory=list)
@@ -111,7 +111,7 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
     those are facts; it may not release, postpone or finish anything.
     """
     ours = batches.fence(transaction, claim)
-    retried = claim.kind == "retry" or claim.epoch > 1
+    retried = claim.kind == "retry" or claim.epoch > 1 or not ours
     counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried)
     _record_tokens(transaction, claim, results)
     _record_halts(transaction, claim, results, scale=scale)
@@ -119,12 +119,14 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
         log.warning("claim_fenced", batch=claim.batch_id, campaign=claim.campaign.key, epoch=claim.epoch)
         return counts | {"fenced": 1}
     ledger.postpone(transaction, claim, results.again)
+    if claim.kind == "retry":
+        ledger.end_settled_retries(transaction, claim)
     if results.again:
         counts["retrying"] = len(results.again)
     if results.untouched:
         issued = bool(results.sent or results.finals or results.again)
-        setbacks = 0 if issued else claim.setbacks + 1
-        setback = 0.0 if issued else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
+        setbacks = 0 if issued or results.rest else claim.setbacks + 1
+        setback = 0.0 if not setbacks else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
         delay = max(setback, results.rest)
         batches.release(transaction, claim, delay=delay, setbacks=min(setbacks, 100))
         counts["released"] = len(results.untouched)

@@ -36,8 +36,8 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".sender")  # state of the embedded servers, and where `sender up` says where they are
 
     # Pace, in pushes per second
-    default_rate: float = Field(1000.0, gt=0)  # of a campaign that names none
-    rate: float | None = Field(None, gt=0)  # of the whole installation; unlimited when not set
+    default_rate: float = Field(1000.0, ge=0.001, le=1e9)  # of a campaign that names none
+    rate: float | None = Field(None, ge=0.001, le=1e9)  # of the whole installation; unlimited when not set
     batch_size: int = Field(500, ge=1, le=5000)  # devices per Celery task
 
     # Campaigns
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     # Workers
     worker_threads: int = Field(4, ge=1, le=64)  # batches in flight in one campaign worker
-    lease: float = Field(30.0, ge=2)  # seconds that a claim lives without a heartbeat
+    lease: float = Field(30.0, ge=3)  # seconds that a claim lives without a heartbeat
     stop_timeout: float = Field(20.0, gt=0)  # seconds that a stopping worker waits for answers
     backoff_scale: float = Field(1.0, gt=0, le=1)  # multiplies every back-off: rehearsals do not wait for hours
 

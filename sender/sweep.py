@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from sender.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish
+from sender.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
 from sender.leases import lease_clock
 from sender.policy.pace import batch_size
 from sender.settings import Settings
@@ -44,18 +44,22 @@ class Sweeper:
         self._kept_house = -HOUSEKEEPING
 
     def run(self, database: Database, settings: Settings, publish: Publish, waiting: Callable[[], int]) -> None:
-        """One sweep. Does nothing when one is under way in this process."""
+        """One sweep. Does nothing when one is under way in this process.
+
+        What needs the broker comes last: with Redis away, claims are still taken back and campaigns still finish.
+        """
         if not self._lock.acquire(blocking=False):
             return
         try:
-            self._reclaim(database, settings.lease)
-            _gather(database)
+            try:
+                self._reclaim(database, settings.lease)
+                _finish(database)
+                self._keep_house(database)
+                _gather(database, settings.rate)
+            except Exception:
+                self._seen.clear()  # heartbeats may have stood still because the database did
+                raise
             _republish(database, publish, waiting)
-            _finish(database)
-            self._keep_house(database)
-        except Exception:
-            self._seen.clear()  # heartbeats may have stood still because the database did
-            raise
         finally:
             self._lock.release()
 
@@ -89,9 +93,9 @@ class Sweeper:
             workers.forget_dead(transaction, seconds=DEAD_AFTER)
 
 
-def _gather(database: Database) -> None:
+def _gather(database: Database, installation_rate: float | None) -> None:
     with database.transaction() as transaction:
-        cut.gather_retries(transaction, most=MOST_RETRIES, size_at=batch_size)
+        cut.gather_retries(transaction, most=MOST_RETRIES, size_at=batch_size, installation_rate=installation_rate)
 
 
 def _republish(database: Database, publish: Publish, waiting: Callable[[], int]) -> None:
@@ -100,16 +104,18 @@ def _republish(database: Database, publish: Publish, waiting: Callable[[], int])
     with database.transaction() as transaction:
         cut.forget_published(transaction, seconds=after)
         straggling = cut.straggling(transaction)
-    for campaign_id, key, low, audience in straggling:
-        with database.transaction() as transaction:
-            ids = cut.publishable(transaction, campaign_id, low, most=MOST_OPEN)
-        if ids:
-            publish(key, ids, audience <= PRIORITY_AUDIENCE)
+    for campaign_id, key, low, audience, published in straggling:
+        if published < MOST_OPEN:
+            with database.transaction() as transaction:
+                ids = cut.publishable(transaction, campaign_id, low, most=MOST_OPEN - published)
+            publish_all(database, publish, key, ids, audience <= PRIORITY_AUDIENCE)
 
 
 def _finish(database: Database) -> None:
     with database.transaction() as transaction:
         ledger.end_open(transaction)
+    with database.transaction() as transaction:
+        cut.advance_low(transaction)
     with database.transaction() as transaction:
         settled = lifecycle.settle(transaction)
         workers.pulse(transaction, "sweep")

@@ -6,14 +6,12 @@ import json
 
 import structlog
 
+from sender.fanout import RESERVED
 from sender.store import lifecycle, partitions, workers
 from sender.store.database import Database
 from sender.store.lifecycle import Due
 
 log = structlog.get_logger()
-
-#: Seconds for which a campaign is reserved for the fan-out that tick asks for; the fan-out renews it.
-RESERVED = 5.0
 
 
 def tick(database: Database) -> list[tuple[int, str]]:
@@ -22,7 +20,10 @@ def tick(database: Database) -> list[tuple[int, str]]:
         workers.pulse(transaction, "tick")
         due = lifecycle.due(transaction)
     for campaign in due:
-        _start(database, campaign)
+        try:
+            _start(database, campaign)
+        except Exception:  # one that cannot start must not keep the others from it
+            log.exception("campaign_start_failed", campaign=campaign.key)
     with database.transaction() as transaction:
         return lifecycle.take_fanout(transaction, seconds=RESERVED)
 

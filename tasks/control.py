@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from config.queues import CAMPAIGN, PRIORITY
 from sender.client import Sender
-from sender.fanout import cut_campaign
+from sender.fanout import RESERVED, cut_campaign
 from sender.sweep import Sweeper
 from sender.tick import tick as run_tick
 from tasks import app
@@ -17,17 +17,16 @@ _sweeper = Sweeper()
 
 @app.task(name="sender.tick", send_events=False)
 def tick() -> None:
-    """Start what is due, and have what runs cut."""
+    """Start what is due, and have what runs cut. A fan-out that comes too late is dropped: a later tick asks anew."""
     for campaign_id, key in run_tick(runtime().database):
-        fanout.apply_async(kwargs={"campaign": key, "id": campaign_id})
+        fanout.apply_async(kwargs={"campaign": key, "id": campaign_id}, expires=RESERVED)
 
 
 @app.task(name="sender.fanout")
 def fanout(*, campaign: str, id: int) -> dict[str, int | bool]:
-    """Cut and publish a campaign for one turn; the next turn goes to the end of the queue."""
-    turn = cut_campaign(runtime().database, id, publish, stopped=stopping)
-    if not turn.finished and not stopping():
-        fanout.apply_async(kwargs={"campaign": campaign, "id": id})
+    """Cut and publish a campaign for one turn; tick asks for the next. `campaign` is for people who search Flower."""
+    here = runtime()
+    turn = cut_campaign(here.database, id, publish, installation_rate=here.settings.rate, stopped=stopping)
     return {"devices": turn.devices, "batches": turn.batches, "finished": turn.finished}
 
 

@@ -407,6 +407,10 @@ OWN_REASONS: Mapping[str, tuple[str, str]] = {
     "Expired": ("Its expiration came before it could be delivered.", "Send with a longer `expires_in`."),
     "Cancelled": ("The campaign was cancelled before this device's turn.", "Nothing to do."),
     "CampaignFailed": ("The campaign failed before this device's turn.", "See `sender campaigns show`."),
+    "CredentialHeld": (
+        "The credential of this device's environment rests (too many provider token updates).",
+        "Nothing to do: it is sent when the rest is over. See `sender apps show`.",
+    ),
     "NotReachable": ("The device became unreachable between the cut and its turn.", "Nothing to do."),
     "Invalid": ("The token became invalid between the cut and its turn.", "Nothing to do."),
     "Quarantined": ("The token was quarantined between the cut and its turn.", "See its changelog."),

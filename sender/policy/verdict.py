@@ -67,7 +67,7 @@ def judge(
 ) -> Verdict:
     """The verdict on one delivery. `attempts` were charged before this answer, `chance` is random in [0, 1)."""
     status = answer.status if isinstance(answer, Rejected) else 200 if rule.delivery is DeliveryStep.SENT else None
-    reason = (answer.reason or rule.reason) if isinstance(answer, Rejected) else rule.reason or None
+    reason = _plain(answer.reason or rule.reason) if isinstance(answer, Rejected) else rule.reason or None
 
     def final(outcome: Outcome) -> Final:
         return Final(device_id=device_id, outcome=outcome, reason=reason, status=status, attempts=attempts + 1)
@@ -98,3 +98,8 @@ def judge(
             return final(Outcome.UNKNOWN)
         case _:
             return final(Outcome.REJECTED)
+
+
+def _plain(reason: str) -> str:
+    """A server's word as it can be stored: no NUL, no lone surrogate, no novel."""
+    return reason.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()[:100]

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sender.model import PushHeaders, PushType
+from sender.model import TOPIC_SUFFIX, PushHeaders, PushType
 from sender.store.database import Transaction
 
 
@@ -127,7 +127,8 @@ WHERE c.finished_at IS NULL AND c.started_at IS NOT NULL AND b.id > c.low_batch_
 
 _RECLAIM = """
 UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL
-WHERE id = %(batch)s AND owner = %(owner)s AND beats = %(beats)s AND state = 'claimed'
+WHERE id = (SELECT id FROM {s}.batches WHERE id = %(batch)s FOR UPDATE SKIP LOCKED)
+  AND owner = %(owner)s AND beats = %(beats)s AND state = 'claimed'
   AND now() - pg_postmaster_start_time() > make_interval(secs => %(lease)s)
 """
 
@@ -140,9 +141,10 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
         transaction.execute(_UNPUBLISH, (batch_id,))
         return None
     expiration: datetime | None = row["expiration"]
+    push_type = PushType(row["push_type"])
     headers = PushHeaders(
-        topic=row["bundle_id"],
-        push_type=PushType(row["push_type"]),
+        topic=row["bundle_id"] + TOPIC_SUFFIX[push_type],
+        push_type=push_type,
         priority=row["priority"],
         expiration=int(expiration.timestamp()) if expiration is not None else 0,
         collapse_id=row["collapse_id"],
@@ -209,7 +211,7 @@ def claimed(transaction: Transaction) -> list[tuple[int, UUID, int]]:
 
 def reclaim(transaction: Transaction, batch_id: int, owner: UUID, beats: int, *, lease: float) -> bool:
     """Take a batch back from an owner whose heartbeat stood still at `beats`; not within a lease (seconds) of the
-    database's own start."""
+    database's own start, and not while its owner records it."""
     values = {"batch": batch_id, "owner": owner, "beats": beats, "lease": lease}
     return transaction.execute(_RECLAIM, values).rowcount == 1
 

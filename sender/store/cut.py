@@ -25,7 +25,7 @@ class Cutting:
     app_id: int
     segment: Segment
     push_type: PushType
-    rate: float | None
+    rate: float | None  # the tightest of campaign, app and installation, in pushes a second
     batch_size: int
     cursor: int
     limit: int
@@ -36,10 +36,11 @@ class Cutting:
 
 
 _HOLD = """
-SELECT c.id, c.key, c.app_id, c.segment, c.push_type, c.rate, c.batch_size, c.cut_cursor AS cursor,
+SELECT c.id, c.key, c.app_id, c.segment, c.push_type,
+       least(c.rate, a.rate, %(installation)s::float8) AS rate, c.batch_size, c.cut_cursor AS cursor,
        c.cut_limit AS limit, c.cut_finished AS finished, c.audience_estimate, c.low_batch_id, c.started_at AS now
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
-WHERE c.id = %s AND c.state = 'running' AND a.state = 'active'
+WHERE c.id = %(campaign)s AND c.state = 'running' AND a.state = 'active'
 FOR NO KEY UPDATE OF c
 """
 
@@ -52,6 +53,21 @@ FROM {s}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
 _RENEW = """
 UPDATE {s}.campaigns SET low_batch_id = %(low)s, fanout_until = now() + make_interval(secs => %(seconds)s)
 WHERE id = %(campaign)s
+"""
+
+#: After the cut nothing else moves the mark of a campaign that waits for its last retries.
+_ADVANCE_LOW = """
+UPDATE {s}.campaigns c SET low_batch_id = mark.low
+FROM (
+    SELECT c.id, coalesce(min(b.id) FILTER (WHERE b.state <> 'done'), max(b.id) + 1) - 1 AS low
+    FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id
+    WHERE c.finished_at IS NULL AND c.cut_finished GROUP BY c.id
+) AS mark
+WHERE c.id = mark.id AND mark.low > c.low_batch_id
+"""
+
+_HOLD_CUT = """
+SELECT FROM {s}.campaigns WHERE finished_at IS NULL AND cut_finished ORDER BY id FOR NO KEY UPDATE
 """
 
 _INSERT = """
@@ -78,13 +94,18 @@ RETURNING b.id
 """
 
 _STRAGGLING = """
-SELECT DISTINCT c.id, c.key, c.low_batch_id, c.audience_estimate
+SELECT c.id, c.key, c.low_batch_id, c.audience_estimate, count(*) FILTER (WHERE b.published_at IS NOT NULL)
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
-JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id
-WHERE c.state = 'running' AND a.state = 'active' AND b.state = 'open' AND b.published_at IS NULL
-  AND (b.due_at IS NULL OR b.due_at <= now())
+JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done'
+WHERE c.state = 'running' AND a.state = 'active'
   AND (c.fanout_until IS NULL OR c.fanout_until < now() OR c.cut_finished)
+GROUP BY c.id
+HAVING bool_or(b.state = 'open' AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now()))
 """
+
+_UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = ANY(%s) AND state = 'open'"
+
+_END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s AND NOT cut_finished"
 
 _FORGET_PUBLISHED = """
 UPDATE {s}.batches b SET published_at = NULL
@@ -93,14 +114,24 @@ WHERE c.id = b.campaign_id AND c.state = 'running' AND b.id > c.low_batch_id AND
   AND b.published_at < now() - make_interval(secs => %s)
 """
 
+#: Campaign by campaign, so that the retries of paused ones cost nothing.
 _DUE_RETRIES = """
-SELECT r.campaign_id, r.device_id FROM {s}.retries r
-JOIN {s}.campaigns c ON c.id = r.campaign_id JOIN {s}.apps a ON a.id = c.app_id
-WHERE r.batch_id IS NULL AND r.due_at <= now() AND c.state = 'running' AND a.state = 'active'
-ORDER BY r.due_at LIMIT %s FOR UPDATE OF r SKIP LOCKED
+SELECT r.campaign_id, r.device_id
+FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+CROSS JOIN LATERAL (
+    SELECT campaign_id, device_id FROM {s}.retries
+    WHERE campaign_id = c.id AND batch_id IS NULL AND due_at <= now()
+    ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
+) AS r
+WHERE c.state = 'running' AND a.state = 'active' AND c.finished_at IS NULL
+LIMIT %(most)s
 """
 
-_BATCH_SIZES = "SELECT id, rate, batch_size FROM {s}.campaigns WHERE id = ANY(%s)"
+#: Held until the batches are there to be seen: a fan-out that cannot see them would move its low-water mark past them.
+_BATCH_SIZES = """
+SELECT c.id, least(c.rate, a.rate, %s::float8), c.batch_size FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+WHERE c.id = ANY(%s) ORDER BY c.id FOR NO KEY UPDATE OF c
+"""
 
 _ASSIGN = """
 UPDATE {s}.retries r SET batch_id = %(batch)s
@@ -108,9 +139,9 @@ FROM unnest(%(ids)s::bigint[]) AS i(id) WHERE r.campaign_id = %(campaign)s AND r
 """
 
 
-def hold(transaction: Transaction, campaign_id: int) -> Cutting | None:
+def hold(transaction: Transaction, campaign_id: int, *, installation_rate: float | None) -> Cutting | None:
     """The campaign's cut, for this transaction alone (a second one waits); None when it does not run."""
-    row = transaction.row(_HOLD, (campaign_id,))
+    row = transaction.row(_HOLD, {"campaign": campaign_id, "installation": installation_rate})
     if row is None:
         return None
     return Cutting(**row | {"segment": Segment.from_json(row["segment"]), "push_type": PushType(row["push_type"])})
@@ -167,9 +198,27 @@ def publishable(transaction: Transaction, campaign_id: int, low: int, *, most: i
     return [id for (id,) in transaction.execute(_PUBLISHABLE, {"campaign": campaign_id, "low": low, "most": most})]
 
 
-def straggling(transaction: Transaction) -> list[tuple[int, str, int, int]]:
-    """Campaigns with open batches that no fan-out will publish: (id, key, low-water mark, audience)."""
-    return [(id, key, low, audience) for id, key, low, audience in transaction.execute(_STRAGGLING)]
+def advance_low(transaction: Transaction) -> None:
+    """Move the low-water marks of campaigns that are cut to their end. Their rows are held first, so that no batch of
+    theirs can be written unseen."""
+    transaction.execute(_HOLD_CUT)
+    transaction.execute(_ADVANCE_LOW)
+
+
+def unpublish(transaction: Transaction, batch_ids: Sequence[int]) -> None:
+    """Take back that batches are published: the broker did not take them."""
+    transaction.execute(_UNPUBLISH, (list(batch_ids),))
+
+
+def end_turn(transaction: Transaction, campaign_id: int) -> None:
+    """Give the reservation of a campaign back that is not cut to its end: the next tick has it go on."""
+    transaction.execute(_END_TURN, (campaign_id,))
+
+
+def straggling(transaction: Transaction) -> list[tuple[int, str, int, int, int]]:
+    """Campaigns with open batches that no fan-out will publish: (id, key, low-water mark, audience, batches that are
+    published or claimed already)."""
+    return [tuple(row) for row in transaction.execute(_STRAGGLING)]
 
 
 def forget_published(transaction: Transaction, *, seconds: float) -> int:
@@ -177,12 +226,20 @@ def forget_published(transaction: Transaction, *, seconds: float) -> int:
     return transaction.execute(_FORGET_PUBLISHED, (seconds,)).rowcount
 
 
-def gather_retries(transaction: Transaction, *, most: int, size_at: Callable[[float | None, int], int]) -> int:
+def gather_retries(
+    transaction: Transaction,
+    *,
+    most: int,
+    size_at: Callable[[float | None, int], int],
+    installation_rate: float | None = None,
+) -> int:
     """Put due retries into batches of their campaigns; returns how many."""
     by_campaign: dict[int, list[int]] = {}
-    for campaign_id, device_id in transaction.execute(_DUE_RETRIES, (most,)):
+    for campaign_id, device_id in transaction.execute(_DUE_RETRIES, {"most": most}):
         by_campaign.setdefault(campaign_id, []).append(device_id)
-    for campaign_id, rate, wanted in transaction.execute(_BATCH_SIZES, (list(by_campaign),)).fetchall():
+    for campaign_id, rate, wanted in transaction.execute(
+        _BATCH_SIZES, (installation_rate, list(by_campaign))
+    ).fetchall():
         ids = sorted(by_campaign[campaign_id])
         size = size_at(rate, wanted)
         groups = [ids[at : at + size] for at in range(0, len(ids), size)]

@@ -25,7 +25,7 @@ from sender.errors import ConfigurationError, DatabaseUnavailableError
 
 _DIALECT = PGDialect_psycopg()
 #: Errors after which the same transaction can simply be run again.
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
 
 Params = Mapping[str, Any] | Sequence[Any] | None
 

@@ -47,10 +47,18 @@ WHERE id = %(batch)s
 
 _END_RETRIES = "DELETE FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s)"
 
+_END_SETTLED_RETRIES = """
+DELETE FROM {s}.retries r USING {s}.deliveries l
+WHERE r.campaign_id = %(campaign)s AND r.batch_id = %(batch)s
+  AND l.campaign_started_on = %(day)s AND l.campaign_id = r.campaign_id AND l.device_id = r.device_id
+"""
+
 _AGAIN = """
 INSERT INTO {s}.retries (campaign_id, device_id, due_at, attempts, reason, status)
 SELECT %(campaign)s, * FROM unnest(%(ids)s::bigint[], %(dues)s::timestamptz[], %(attempts)s::smallint[],
-                                   %(reasons)s::text[], %(statuses)s::smallint[])
+                                   %(reasons)s::text[], %(statuses)s::smallint[]) AS a(device_id)
+WHERE NOT EXISTS (SELECT FROM {s}.deliveries l WHERE l.campaign_started_on = %(day)s
+                  AND l.campaign_id = %(campaign)s AND l.device_id = a.device_id)
 ON CONFLICT (campaign_id, device_id) DO UPDATE
 SET due_at = excluded.due_at, attempts = excluded.attempts, reason = excluded.reason, status = excluded.status,
     batch_id = NULL
@@ -125,6 +133,14 @@ def write(
     return {outcome: count for outcome, count in counts.items() if count}
 
 
+def end_settled_retries(transaction: Transaction, claim: Claim) -> None:
+    """Remove what a retry batch holds of deliveries that became final elsewhere meanwhile: by a late answer."""
+    transaction.execute(
+        _END_SETTLED_RETRIES,
+        {"campaign": claim.campaign.id, "batch": claim.batch_id, "day": claim.campaign.started_on},
+    )
+
+
 def postpone(transaction: Transaction, claim: Claim, again: Sequence[Again]) -> None:
     """Have deliveries of a claim wait in the retries."""
     if not again:
@@ -132,6 +148,7 @@ def postpone(transaction: Transaction, claim: Claim, again: Sequence[Again]) -> 
     transaction.execute(
         _AGAIN,
         {
+            "day": claim.campaign.started_on,
             "campaign": claim.campaign.id,
             "ids": [item.device_id for item in again],
             "dues": [item.due_at for item in again],

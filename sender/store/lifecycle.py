@@ -38,6 +38,7 @@ UPDATE {s}.campaigns
 SET state = 'running', state_reason = NULL, state_actor = 'system', epoch = epoch + 1, started_at = now(),
     started_on = (now() AT TIME ZONE 'UTC')::date,
     expiration = CASE WHEN expires_in > 0 THEN date_trunc('second', now()) + make_interval(secs => expires_in) END,
+    low_batch_id = (SELECT coalesce(max(id), 0) FROM {s}.batches),
     cut_limit = (SELECT coalesce(max(id), 0) FROM {s}.devices),
     audience_estimate = %(estimate)s, exclusions = %(exclusions)s::jsonb
 WHERE id = %(id)s AND state = ANY(%(from)s) AND (now() AT TIME ZONE 'UTC')::date = %(today)s

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sender.policy.pace import GRANT_AHEAD
+from sender.policy.pace import GRANT_AHEAD, GRANT_SHARE
 from sender.store.database import Transaction
 
 INSTALLATION = "installation"
@@ -21,17 +21,26 @@ WITH wanted AS (
     FROM unnest(%(scopes)s::text[], %(rates)s::float8[]) WITH ORDINALITY AS w(scope, rate, ordinal)
 ), locked AS (
     SELECT l.scope, w.rate, l.free_at FROM wanted w JOIN {s}.limits l USING (scope) ORDER BY w.ordinal FOR UPDATE OF l
+), known AS (
+    SELECT scope, least(%(pushes)s / rate, %(longest)s) AS seconds,
+           -- further ahead than a grant at this rate reaches, it was written at a lower rate or by another clock
+           least(free_at, clock_timestamp() + make_interval(secs => %(ahead)s + least(greatest(1 / rate, %(share)s),
+                                                                                      %(longest)s))) AS free_at
+    FROM locked
 ), start AS (
-    SELECT clock_timestamp() AS now, greatest(clock_timestamp(), max(free_at)) AS at, count(*) AS found FROM locked
+    SELECT clock_timestamp() AS now, greatest(clock_timestamp(), max(free_at)) AS at, count(*) AS found FROM known
 ), moved AS (
-    UPDATE {s}.limits l SET free_at = start.at + make_interval(secs => %(pushes)s / locked.rate)
-    FROM locked, start
-    WHERE l.scope = locked.scope AND start.found = %(limits)s
+    UPDATE {s}.limits l SET free_at = start.at + make_interval(secs => known.seconds)
+    FROM known, start
+    WHERE l.scope = known.scope AND start.found = %(limits)s
       AND start.at <= start.now + make_interval(secs => %(ahead)s)
     RETURNING 1
 )
 SELECT start.found, extract(epoch FROM start.at - start.now)::float8, (SELECT count(*) FROM moved) FROM start
 """
+
+#: Seconds that one push can take at the most: intervals have their bounds.
+_LONGEST = 1e9
 
 _CREATE = "INSERT INTO {s}.limits (scope) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 
@@ -60,6 +69,8 @@ def take(transaction: Transaction, limits: Sequence[Limit], pushes: int) -> Gran
         "limits": len(limits),
         "pushes": pushes,
         "ahead": GRANT_AHEAD,
+        "share": GRANT_SHARE,
+        "longest": _LONGEST,
     }
     for _ in range(2):
         row = transaction.execute(_GRANT, values).fetchone()

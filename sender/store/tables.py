@@ -166,6 +166,7 @@ class Campaign(Table, table=True):
             "send_at",
             postgresql_where=sa.text("state IN ('scheduled', 'running', 'paused')"),
         ),
+        sa.Index("campaigns_unfinished_idx", "id", postgresql_where=sa.text("finished_at IS NULL")),
         sa.Index("campaigns_app_id_idx", "app_id", "id"),
     )
 
@@ -246,7 +247,7 @@ class Retry(Table, table=True):
     __tablename__ = "retries"
     __table_args__ = (
         sa.PrimaryKeyConstraint("campaign_id", "device_id"),
-        sa.Index("retries_due_idx", "due_at", postgresql_where=sa.text("batch_id IS NULL")),
+        sa.Index("retries_due_idx", "campaign_id", "due_at", postgresql_where=sa.text("batch_id IS NULL")),
     )
 
     campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id"))

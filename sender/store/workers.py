@@ -16,11 +16,17 @@ ON CONFLICT (id) DO UPDATE
 SET beats = workers.beats + 1, seen_at = now(), clock = excluded.clock, credentials = excluded.credentials
 """
 
+#: A claim whose row is locked is just being recorded: it lives, and the others must not wait for it.
 _BEAT_CLAIMS = """
-UPDATE {s}.batches b SET beats = b.beats + 1
-FROM unnest(%s::bigint[], %s::uuid[]) AS held(id, owner)
-WHERE b.id = held.id AND b.owner = held.owner AND b.state = 'claimed'
-RETURNING b.owner
+WITH mine AS MATERIALIZED (
+    SELECT b.id, b.owner FROM {s}.batches b
+    JOIN unnest(%s::bigint[], %s::uuid[]) AS held(id, owner) ON b.id = held.id AND b.owner = held.owner
+    WHERE b.state = 'claimed'
+), free AS MATERIALIZED (
+    SELECT b.id FROM {s}.batches b JOIN mine ON mine.id = b.id FOR UPDATE OF b SKIP LOCKED
+), beat AS (
+    UPDATE {s}.batches b SET beats = b.beats + 1 FROM free WHERE b.id = free.id
+) SELECT owner FROM mine
 """
 
 _PULSE = "INSERT INTO {s}.pulses (name, at) VALUES (%s, now()) ON CONFLICT (name) DO UPDATE SET at = now()"

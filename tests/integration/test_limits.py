@@ -75,7 +75,7 @@ def test_workers_that_ask_at_once_share_one_rate(database: Database) -> None:
     stopped = threading.Event()
 
     def work(_: int) -> int:
-        return sum(take_grant(database, lambda: limits, 5, stopped) for _ in range(5))
+        return sum(take_grant(database, lambda: limits, 5, stopped).pushes for _ in range(5))
 
     with database.transaction() as transaction:
         take(transaction, limits, 0)
@@ -91,19 +91,19 @@ def test_workers_that_ask_at_once_share_one_rate(database: Database) -> None:
 
 
 def test_a_stop_ends_the_waiting(database: Database) -> None:
-    limits = [Limit(scope="campaign:1", rate=0.001)]
+    limits = [Limit(scope="campaign:1", rate=1.0)]
     stopped = threading.Event()
-    assert take_grant(database, lambda: limits, 1, stopped) == 1
+    assert take_grant(database, lambda: limits, 1, stopped).pushes == 1
     threading.Timer(0.2, stopped.set).start()
-    assert take_grant(database, lambda: limits, 1, stopped) == 0
+    assert take_grant(database, lambda: limits, 1, stopped).pushes == 0
 
 
 def test_a_lifted_limit_lets_a_waiting_worker_go(database: Database) -> None:
-    current: list[list[Limit]] = [[Limit(scope="campaign:1", rate=0.001)]]
+    current: list[list[Limit]] = [[Limit(scope="campaign:1", rate=0.7)]]
     stopped = threading.Event()
-    assert take_grant(database, lambda: current[0], 1, stopped) == 1
+    assert take_grant(database, lambda: current[0], 1, stopped).pushes == 1
     threading.Timer(0.2, lambda: current.__setitem__(0, [])).start()
-    assert take_grant(database, lambda: current[0], 7, stopped) == 7
+    assert take_grant(database, lambda: current[0], 7, stopped).pushes == 7
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,9 @@ def upgrade() -> None:
         CREATE INDEX campaigns_app_id_idx ON campaigns (app_id, id)
     """)
     op.execute("""
+        CREATE INDEX campaigns_unfinished_idx ON campaigns (id) WHERE finished_at IS NULL
+    """)
+    op.execute("""
         CREATE INDEX campaigns_open_idx ON campaigns (state, send_at) WHERE state IN ('scheduled', 'running', 'paused')
     """)
     op.execute("""
@@ -266,6 +269,6 @@ def upgrade() -> None:
         )
     """)
     op.execute("""
-        CREATE INDEX retries_due_idx ON retries (due_at) WHERE batch_id IS NULL
+        CREATE INDEX retries_due_idx ON retries (campaign_id, due_at) WHERE batch_id IS NULL
     """)
     op.execute("CREATE TABLE changelog_default PARTITION OF changelog DEFAULT")
