@@ -46,6 +46,7 @@ def objects(url: str) -> set[tuple[str, str]]:
 def differences(url: str, schema: str) -> list[Any]:
     """What Alembic would change to get from the migrated schema to the definitions."""
     ischema_names["xid8"] = Xid8  # type: ignore[assignment]
+
     def wanted(thing: Any, name: str | None, kind: str, reflected: bool, _: Any) -> bool:
         table = thing.name if kind == "table" else thing.table.name
         partition = table.startswith(("changelog_", "deliveries_"))
