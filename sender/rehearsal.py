@@ -157,7 +157,8 @@ class Rehearsal:
         return process
 
     def _settings(self) -> Settings:
-        found = load_settings(data_dir=self.data_dir)
+        given = {name.removeprefix("SENDER_").lower(): value for name, value in self._variables.items()}
+        found = load_settings(data_dir=self.data_dir, **given)
         return found.model_copy(update={"apns_ca_file": self.simulator.ca_file.resolve()})
 
 
