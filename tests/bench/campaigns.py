@@ -43,9 +43,9 @@ class Size:
 
 
 FULL = Size(
-    rounds=3, seconds=3.0, rejections=100_000, small=2_000, medium=10_000, large=100_000, most=1_000_000, singles=100
+    rounds=3, seconds=3.0, rejections=100_000, small=1_000, medium=10_000, large=100_000, most=1_000_000, singles=100
 )
-QUICK = Size(rounds=1, seconds=1.5, rejections=20_000, small=500, medium=5_000, large=20_000, most=0, singles=15)
+QUICK = Size(rounds=1, seconds=1.5, rejections=20_000, small=300, medium=3_000, large=20_000, most=0, singles=15)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Bench:
         size = self.size
         with self._stack(1) as stack:
             if size.most:
-                with _MemorySamples(stack, f"{MOST} by devices") as samples:
+                with _MemorySamples(stack) as samples:
                     run = stack.send(MOST, size.most)
                 self.results.scale.setdefault(size.most, []).append(run)
                 self.results.growth = samples.growth(size.most)
@@ -165,11 +165,11 @@ class _MemorySamples:
 
     INTERVAL = 0.25  # seconds
 
-    def __init__(self, stack: Stack, name: str) -> None:
+    def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._process: psutil.Process = stack.worker_processes()[0]
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
         self._before = stack.sent_so_far()
         self.samples: list[tuple[int, int]] = []
 

@@ -160,7 +160,7 @@ def _finish(command: list[str], environment: Mapping[str, str]) -> tuple[str, in
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=kept | environment,
+        env={**kept, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -24,8 +24,8 @@ async def main(job: Job) -> None:
     where = urlsplit(job.url)
 
     class Local(APNsProductionClientProtocol):
-        APNS_SERVER = where.hostname
-        APNS_PORT = where.port
+        APNS_SERVER = where.hostname or ""
+        APNS_PORT = where.port or 443
 
     context = ssl.create_default_context(cafile=job.ca_file)
     context.set_alpn_protocols(["h2"])
