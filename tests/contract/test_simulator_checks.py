@@ -87,7 +87,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("a provider token that is none", {"authorization": b"bearer x.y.z"}, 403, "InvalidProviderToken"),
     ("another algorithm", {"authorization": provider_token(algorithm="HS256")}, 403, "InvalidProviderToken"),
     ("a short key id", {"authorization": provider_token(kid="SHORT")}, 403, "InvalidProviderToken"),
-    ("a provider token from the future", {"authorization": provider_token(age=-300)}, 403, "InvalidProviderToken"),
+    ("a provider token from the future", {"authorization": provider_token(age=-86_400)}, 403, "InvalidProviderToken"),
     ("a provider token of 61 minutes", {"authorization": provider_token(age=3660)}, 403, "ExpiredProviderToken"),
 ]
 
