@@ -105,9 +105,11 @@ def _step(database: Database, campaign_id: int, installation_rate: float | None)
         if cutting is None:
             return None
         size = batch_size(cutting.rate, cutting.batch_size)
-        room = open_target(cutting.rate, size) - cut.open_batches(transaction, cutting, seconds=RESERVED)
+        target = open_target(cutting.rate, size)
+        room = target - cut.open_batches(transaction, cutting, seconds=RESERVED)
+        full = room < max(1, target // 4)  # a step costs as much for one batch as for fifty
         devices, finished = 0, cutting.finished
-        if room > 0 and not finished:
+        if not full and not finished:
             wanted = max(1, min(room, MOST_CUT // size))
             devices, finished = cut.cut(transaction, cutting, size=size, batches=wanted, window=WINDOW)
         ids = cut.publishable(transaction, campaign_id, cutting.low_batch_id, most=MOST_OPEN)
@@ -116,7 +118,7 @@ def _step(database: Database, campaign_id: int, installation_rate: float | None)
         urgent=cutting.audience_estimate <= PRIORITY_AUDIENCE,
         devices=devices,
         publishable=ids,
-        full=room <= 0,
+        full=full,
         finished=finished,
     )
 
