@@ -96,6 +96,13 @@ class ChaosStack:
                 assert time.monotonic() < end, "the database does not come back"
                 time.sleep(0.1)
 
+    def end_campaigns(self) -> None:
+        """Cancel what is still under way."""
+        for row in self.sender.campaigns.list():
+            if row.finished_at is None:
+                self.sender.campaigns.cancel(row.key)
+                self.wait(row.key)
+
     def ledger(self, key: str) -> dict[str, int]:
         """Outcome -> rows of the ledger."""
         return dict(self._rows(_LEDGER, key))
@@ -111,9 +118,17 @@ class ChaosStack:
     # --- processes --------------------------------------------------------------------------------------------------
 
     def process(self, name: str) -> psutil.Process:
-        """A child of `sender up` by its name: control, beat, priority, campaign-1, …"""
-        written = json.loads((self.data_dir / PROCESSES_FILE).read_text())["processes"]
-        return psutil.Process(next(each["pid"] for each in written if each["name"] == name))
+        """A child of `sender up` by its name: control, beat, priority, campaign-1 … Waits while it starts anew."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            written = json.loads((self.data_dir / PROCESSES_FILE).read_text())["processes"]
+            with suppress(psutil.NoSuchProcess):
+                found.extend(psutil.Process(each["pid"]) for each in written if each["name"] == name)
+            return bool(found) and found[0].is_running()
+
+        until(look, f"the process {name}")
+        return found[0]
 
     def server(self, program: str) -> psutil.Process:
         """`postgres` (its postmaster) or `valkey-server`."""
