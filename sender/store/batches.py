@@ -75,15 +75,22 @@ RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.device_ids, now() AS 
 #: A batch that cannot be claimed now goes back to those that fan-out or sweep publish.
 _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = %s AND state = 'open'"
 
+#: Looked up a device at a time: the ledger of a new campaign has no statistics, and a join would read all of it. The
+#: LIMIT keeps PostgreSQL from making a join of it.
 _TARGETS = """
 SELECT d.id, d.token, d.environment, d.state, d."authorization", d.registered_at, d.blocklisted_until,
        d.blocklisted_times, coalesce(r.attempts, 0)
 FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) WITH ORDINALITY AS i(id, place)
 JOIN {s}.devices d ON d.id = i.id
-LEFT JOIN {s}.retries r ON r.campaign_id = %(campaign)s AND r.device_id = i.id
-LEFT JOIN {s}.deliveries l
-  ON l.campaign_started_on = %(started_on)s AND l.campaign_id = %(campaign)s AND l.device_id = i.id
-WHERE l.device_id IS NULL AND (r.device_id IS NULL OR r.batch_id = %(batch)s)
+LEFT JOIN LATERAL (
+    SELECT r.device_id, r.batch_id, r.attempts FROM {s}.retries r
+    WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id LIMIT 1
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT true AS final FROM {s}.deliveries l
+    WHERE l.campaign_started_on = %(started_on)s AND l.campaign_id = %(campaign)s AND l.device_id = i.id LIMIT 1
+) l ON true
+WHERE l.final IS NULL AND (r.device_id IS NULL OR r.batch_id = %(batch)s)
 ORDER BY i.place
 """
 
@@ -98,10 +105,15 @@ ORDER BY i.place
 
 _SETTLED = """
 SELECT i.id FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) AS i(id)
-WHERE EXISTS (SELECT FROM {s}.deliveries l WHERE l.campaign_started_on = %(started_on)s
-              AND l.campaign_id = %(campaign)s AND l.device_id = i.id)
-   OR EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id
-              AND r.batch_id IS DISTINCT FROM %(batch)s)
+LEFT JOIN LATERAL (
+    SELECT true AS final FROM {s}.deliveries l
+    WHERE l.campaign_started_on = %(started_on)s AND l.campaign_id = %(campaign)s AND l.device_id = i.id LIMIT 1
+) l ON true
+LEFT JOIN LATERAL (
+    SELECT true AS elsewhere FROM {s}.retries r
+    WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id AND r.batch_id IS DISTINCT FROM %(batch)s LIMIT 1
+) r ON true
+WHERE l.final OR r.elsewhere
 """
 
 _RELEASE = """

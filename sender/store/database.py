@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,6 +25,8 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sender.errors import ConfigurationError, DatabaseUnavailableError
 
 _DIALECT = PGDialect_psycopg()
+#: Seconds between two attempts to connect while the database is away: the pool alone would double them to minutes.
+RECONNECT = 1.0
 #: Errors after which the same transaction can simply be run again.
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
 
@@ -121,7 +124,7 @@ class Database:
         Raises `DatabaseUnavailableError` when no connection can be had in time; errors of statements stay psycopg's.
         """
         try:
-            connection = self._open_pool().getconn()
+            connection = self._connection()
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise DatabaseUnavailableError(
                 f"PostgreSQL does not answer: {_first_line(error)}; check SENDER_DATABASE_URL and that it is running"
@@ -136,6 +139,17 @@ class Database:
             ) from None
         finally:
             pool.putconn(connection)
+
+    def _connection(self) -> psycopg.Connection[TupleRow]:
+        """A connection within `timeout`. Asked for again and again: only asking makes the pool try to connect anew."""
+        end = time.monotonic() + self._timeout
+        while True:
+            left = end - time.monotonic()
+            try:
+                return self._open_pool().getconn(timeout=max(0.001, min(left, RECONNECT)))
+            except PoolTimeout:
+                if left <= RECONNECT:
+                    raise
 
     @contextmanager
     def join(self, connection: Any) -> Iterator[Transaction]:
@@ -169,6 +183,7 @@ class Database:
                     max_size=self._pool_size,
                     timeout=self._timeout,
                     max_idle=300,
+                    reconnect_timeout=RECONNECT,
                     check=ConnectionPool.check_connection,
                     kwargs={"application_name": self._name, "prepare_threshold": None, "connect_timeout": 10},
                     open=True,

@@ -47,18 +47,21 @@ WHERE id = %(batch)s
 
 _END_RETRIES = "DELETE FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s)"
 
+#: The ledger is asked a device at a time, as in `store.batches`.
 _END_SETTLED_RETRIES = """
-DELETE FROM {s}.retries r USING {s}.deliveries l
+DELETE FROM {s}.retries r
 WHERE r.campaign_id = %(campaign)s AND r.batch_id = %(batch)s
-  AND l.campaign_started_on = %(day)s AND l.campaign_id = r.campaign_id AND l.device_id = r.device_id
+  AND r.device_id = ANY((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)::bigint[])
+  AND (SELECT true FROM {s}.deliveries l WHERE l.campaign_started_on = %(day)s AND l.campaign_id = %(campaign)s
+       AND l.device_id = r.device_id LIMIT 1)
 """
 
 _AGAIN = """
 INSERT INTO {s}.retries (campaign_id, device_id, due_at, attempts, reason, status)
 SELECT %(campaign)s, * FROM unnest(%(ids)s::bigint[], %(dues)s::timestamptz[], %(attempts)s::smallint[],
                                    %(reasons)s::text[], %(statuses)s::smallint[]) AS a(device_id)
-WHERE NOT EXISTS (SELECT FROM {s}.deliveries l WHERE l.campaign_started_on = %(day)s
-                  AND l.campaign_id = %(campaign)s AND l.device_id = a.device_id)
+WHERE (SELECT true FROM {s}.deliveries l WHERE l.campaign_started_on = %(day)s AND l.campaign_id = %(campaign)s
+       AND l.device_id = a.device_id LIMIT 1) IS NULL
 ON CONFLICT (campaign_id, device_id) DO UPDATE
 SET due_at = excluded.due_at, attempts = excluded.attempts, reason = excluded.reason, status = excluded.status,
     batch_id = NULL

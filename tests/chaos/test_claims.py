@@ -18,9 +18,6 @@ from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_batch, ad
 DONE, BATCH = 15_000, 500
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the ledger is read whole, for each device of the batch in _TARGETS: joined by campaign alone"
-)
 @pytest.mark.parametrize("statement", ["_TARGETS", "_SETTLED"])
 def test_a_batch_that_comes_back_reads_the_ledger_of_its_own_devices_only(
     database: Database, sender: Sender, statement: str
