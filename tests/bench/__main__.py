@@ -50,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             found.insert(0, running.enter_context(servers.nginx(place)))
         bench = Bench(
-            place=place, size=size, production=found[0], simulator=simulator, results=results, say=_say
-        )  # fmt: skip
+            place=place,
+            size=size,
+            production=found[0],
+            simulator=simulator,
+            senders=find_senders(_say) if {"clients", "batches"} & set(parts) else {},
+            results=results,
+            say=_say,
+        )
         results.campaign_server = found[0].name
         steps = {
             "clients": lambda: _clients(bench, found),
@@ -81,11 +87,10 @@ def _measure(part: str, step: Any) -> None:
 
 
 def _clients(bench: Bench, found: Sequence[servers.Server]) -> None:
-    senders = find_senders(_say)
     bench.simulator.control.set_scenario(Scenario())
     for round_ in range(bench.size.rounds):
         for server in found:
-            for name, send in senders.items():
+            for name, send in bench.senders.items():
                 bench.simulator.control.reset()
                 figures = send(bench.place, server, bench.size.seconds)
                 if figures.accepted != figures.answered or not figures.answered:
@@ -114,7 +119,7 @@ def _rejections(bench: Bench) -> None:
 
 def _as_json(results: Results) -> dict[str, Any]:
     value = asdict(results)
-    for name in ("clients", "batches", "answers", "scale"):
+    for name in ("clients", "beside", "batches", "answers", "scale"):
         value[name] = [
             {"of": list(key) if isinstance(key, tuple) else key, "rounds": rounds}
             for key, rounds in value[name].items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +14,7 @@ from sender.audience import Segment
 from sender.simulator import Scenario, Shares, SimulatorProcess
 from tests.bench.places import Place
 from tests.bench.results import Growth, Results
+from tests.bench.senders import NODE, STOCK, Send
 from tests.bench.servers import Server, server_of
 from tests.bench.stack import MESSAGE_WITHOUT_OURS, CampaignStuckError, Stack, add_app, run_stack
 
@@ -56,6 +57,7 @@ class Bench:
     size: Size
     production: Server  # what production tokens are sent to
     simulator: SimulatorProcess  # what sandbox tokens are sent to
+    senders: Mapping[str, Send]
     results: Results
     say: Say
 
@@ -64,12 +66,22 @@ class Bench:
         size = self.size
         plan = ((1, SMALL, size.small), (10, MEDIUM, size.medium), *((n, LARGE, size.large) for n in (100, 500, 1000)))
         for round_ in range(size.rounds):
+            self._others_alone()
             for workers in WORKERS:
                 with self._stack(workers) as stack:
                     for batch_size, app, devices in plan:
                         run = stack.send(app, devices, batch_size=batch_size)
                         self.results.batches.setdefault((workers, batch_size), []).append(run)
                         self.say(f"round {round_ + 1}: {workers} workers, batches of {batch_size}: {run.rate:,.0f}/s")
+
+    def _others_alone(self) -> None:
+        """What the other clients merely send at this time, to compare the round with."""
+        for name in (STOCK, NODE):
+            send = self.senders.get(name)
+            if send is not None:
+                sample = send(self.place, self.production, self.size.seconds / 2).sample
+                self.results.beside.setdefault((self.production.name, name), []).append(sample)
+                self.say(f"{name} alone: {sample.rate:,.0f}/s")
 
     def by_answers(self) -> None:
         """Dead tokens and latency, interleaved; the simulator stands for APNs."""

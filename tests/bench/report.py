@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench.measure import MEGABYTE, median_of
-from tests.bench.results import Rejections, Results, percentile, spread
+from tests.bench.results import ClientRounds, Rejections, Results, percentile, spread
 from tests.bench.senders import H2LOAD, NODE, OURS, STOCK
 from tests.bench.stack import Run
 
@@ -31,7 +31,8 @@ def machine() -> str:
 def tables(results: Results) -> Iterator[str]:
     """Everything that was measured."""
     for server in dict.fromkeys(server for server, _ in results.clients):
-        yield from _clients(results, server)
+        yield f"### Clients alone, against {server}\n"
+        yield from _clients(results.clients, server)
     if results.rejections:
         yield from _rejections(results.rejections)
     if results.batches:
@@ -40,6 +41,9 @@ def tables(results: Results) -> Iterator[str]:
             ("workers", "batch size"),
             [((str(workers), f"{size:,}"), runs) for (workers, size), runs in sorted(results.batches.items())],
         )
+    if results.beside:
+        yield "In the same rounds, merely sending:\n"
+        yield from _clients(results.beside, results.campaign_server)
     if results.answers:
         yield "### End to end, by what APNs answers (APNs: simulator)\n"
         yield from _runs(
@@ -63,10 +67,8 @@ def verdicts(results: Results) -> Iterator[str]:
 def _lines(results: Results) -> Iterator[tuple[str, str, str]]:
     for other, least in ((STOCK, 15.0), (NODE, 3.0), (H2LOAD, 0.5)):
         yield _at_least(f"client alone, to {other}", least, results.client_ratio(OURS, other))
-    whole = results.campaign_rate()
     for other, least in ((STOCK, 8.0), (NODE, 1.0)):
-        alone = results.client_rate(other)
-        yield _at_least(f"end to end, to {other} alone", least, whole / alone if whole and alone else None)
+        yield _at_least(f"end to end, to {other} alone", least, results.campaign_ratio(other))
     rejections = results.rejections
     if rejections is None:
         yield "rejections in a row over one connection", "no reconnect, no stall", "not measured"
@@ -81,6 +83,14 @@ def _lines(results: Results) -> Iterator[tuple[str, str, str]]:
     plain, slow = results.answers.get((0.0, 0.0)), results.answers.get((0.0, 60.0))
     share = median(b.rate / a.rate for a, b in zip(plain, slow, strict=True)) if plain and slow else None
     yield _at_least("end to end at 60 ms, to 0 ms", 0.8, share)
+    if len(results.scale) > 1:
+        few, many = min(results.scale), max(results.scale)
+        grown = median(run.cpu_sum for run in results.scale[many]) / median(run.cpu_sum for run in results.scale[few])
+        yield (
+            f"CPU a push with {many:,} devices, to {few:,}",
+            "at most 1.2 times",
+            f"{grown:.2f} times: {_met(grown <= 1.2)}",
+        )
     growth = results.growth
     yield (
         "a worker's memory from its 100,000th push on",
@@ -101,11 +111,10 @@ def _met(met: bool) -> str:
     return "met" if met else "**not met**"
 
 
-def _clients(results: Results, server: str) -> Iterator[str]:
-    yield f"### Clients alone, against {server}\n"
+def _clients(measured: ClientRounds, server: str) -> Iterator[str]:
     rows = []
-    ours = results.clients.get((server, OURS))
-    for (where, client), rounds in results.clients.items():
+    ours = measured.get((server, OURS))
+    for (where, client), rounds in measured.items():
         if where != server:
             continue
         found = median_of(rounds)

@@ -46,6 +46,7 @@ class Results:
     """Everything that was measured; what was not is empty."""
 
     clients: ClientRounds = field(default_factory=dict)
+    beside: ClientRounds = field(default_factory=dict)  # clients alone, in the rounds of `batches`
     rejections: Rejections | None = None
     batches: dict[tuple[int, int], list[Run]] = field(default_factory=dict)  # (workers, batch size)
     answers: dict[tuple[float, float], list[Run]] = field(default_factory=dict)  # (share of dead tokens, latency ms)
@@ -56,13 +57,6 @@ class Results:
     campaign_server: str = ""  # what stood for APNs in batches and scale
     default_batch_size: int = 0
 
-    def client_rate(self, client: str) -> float | None:
-        """The median rate of a client, on the fastest server that was there."""
-        for server in ("nginx", "simulator"):
-            if found := self.clients.get((server, client)):
-                return median(sample.rate for sample in found)
-        return None
-
     def client_ratio(self, client: str, other: str) -> float | None:
         """How many times as fast a client is as another: the median of the rounds."""
         for server in ("nginx", "simulator"):
@@ -71,14 +65,14 @@ class Results:
                 return median(a.rate / b.rate for a, b in zip(ours, theirs, strict=False))
         return None
 
-    def campaign_rate(self) -> float | None:
-        """The median rate end to end with the default batch size, with as many workers as were fastest."""
-        rates = [
-            median(run.rate for run in runs)
-            for (_, size), runs in self.batches.items()
-            if size == self.default_batch_size
-        ]
-        return max(rates, default=None)
+    def campaign_ratio(self, other: str) -> float | None:
+        """How many times as fast end to end is, with the default batch size and as many workers as are fastest, as a
+        client alone: the median of the rounds, in each of which both were measured."""
+        theirs = self.beside.get((self.campaign_server, other))
+        runs = [found for (_, size), found in self.batches.items() if size == self.default_batch_size]
+        if not theirs or not runs:
+            return None
+        return max(median(a.rate / b.rate for a, b in zip(ours, theirs, strict=False)) for ours in runs)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
