@@ -169,7 +169,7 @@ def cut(transaction: Transaction, cutting: Cutting, *, size: int, batches: int, 
             device.c.app_id == cutting.app_id,
             device.c.id > cutting.cursor,
             device.c.id <= top,
-            reachable(cutting.push_type),
+            reachable(cutting.push_type, cutting.app_id),
             compile_segment(cutting.segment, cutting.app_id, cutting.now),
         )
         .order_by(device.c.id)
