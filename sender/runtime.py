@@ -96,11 +96,14 @@ class Runtime:
             log.warning("credential_unusable", credential=credential.identity, error=str(error))
             return [NotProcessed(cause=f"connect: {error}")] * len(pushes)
         waiting = []
-        for start in range(0, len(pushes), SLICE):
-            await client.ready()
-            if not lease.may_issue():
-                break
-            waiting.append(client.send(pushes[start : start + SLICE], timeout=self.settings.apns_timeout))
+        try:
+            for start in range(0, len(pushes), SLICE):
+                await client.ready()
+                if not lease.may_issue():
+                    break
+                waiting.append(client.send(pushes[start : start + SLICE], timeout=self.settings.apns_timeout))
+        except Exception:  # what went out before has answers, and they are facts
+            log.exception("sending_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
         answers: list[Answer | None] = []
         for part in waiting:
             answers += await part

@@ -122,6 +122,28 @@ def test_a_failing_renewal_of_a_connection_does_not_lose_the_answers_that_are_th
     assert [engine.received[token_of(n)] for n in range(1, 5)] == [1, 1, 1, 1]
 
 
+def test_a_client_that_fails_in_the_middle_of_a_batch_loses_no_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(200)
+    engine.enqueue(batch_size=200)
+    engine.start()
+    looks = iter(range(1_000))
+
+    async def ready() -> None:
+        if next(looks) == 2:
+            raise RuntimeError("the pool is broken")
+
+    monkeypatch.setattr(engine.apns.client, "ready", ready)
+    with suppress(RuntimeError):
+        engine.work()
+    assert engine.outcomes() == {"sent": 128}
+    engine.bring_forward()
+    engine.run()
+    assert engine.outcomes() == {"sent": 200}
+    assert set(engine.received.values()) == {1}
+
+
 @pytest.mark.parametrize("reason", ["Bad\x00Reason", "Bad\ud800Reason"])
 def test_a_reason_that_postgresql_cannot_hold_does_not_have_the_batch_sent_again(engine: Engine, reason: str) -> None:
     engine.add_devices(3)
