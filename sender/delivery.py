@@ -97,29 +97,34 @@ def prepare(
     campaign, plan = claim.campaign, Plan(credentials=credentials)
     expired = campaign.expiration is not None and campaign.expiration <= claim.loaded_at
     apns_id = delivery_apns_ids(campaign.id)
-    needs_leave = campaign.headers.push_type in NEEDS_AUTHORIZATION
     open_to = set(credentials) - set(held)
     for target in targets:
         _, token, environment, state, authorization, *_ = target
-        if state == "active" and environment in open_to and not expired and authorization != "denied":
-            plan.targets.append(target)  # the plain case, and the hot path
-            plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
-        elif expired:
-            plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
-        elif state in _SKIPPED:
-            plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[state]))
-        elif environment not in credentials:
-            plan.finals.append(_removed(target, Outcome.SKIPPED, "NoCredential"))
-        elif needs_leave and authorization == "denied":
-            plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
-        elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
-            _wait(plan, target, target.blocklisted_until, campaign.expiration, "TooManyRequests")
-        elif environment in held:
-            plan.held.append(target)
-        else:
+        plain = state == "active" and environment in open_to and not expired and authorization != "denied"
+        if plain or not _keep_back(plan, claim, target, held, expired=expired):
             plan.targets.append(target)
             plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
     return plan
+
+
+def _keep_back(plan: Plan, claim: Claim, target: Target, held: Collection[str], *, expired: bool) -> bool:
+    """Note what becomes of a device that is not sent to now; False when it is, after all."""
+    headers = claim.campaign.headers
+    if expired:
+        plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
+    elif target.state in _SKIPPED:
+        plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[target.state]))
+    elif target.environment not in plan.credentials:
+        plan.finals.append(_removed(target, Outcome.SKIPPED, "NoCredential"))
+    elif headers.push_type in NEEDS_AUTHORIZATION and target.authorization == "denied":
+        plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
+    elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
+        _wait(plan, target, target.blocklisted_until, claim.campaign.expiration, "TooManyRequests")
+    elif target.environment in held:
+        plan.held.append(target)
+    else:
+        return False
+    return True
 
 
 def _removed(target: Target, outcome: Outcome, reason: str) -> Final:

@@ -72,7 +72,7 @@ class Rehearsal:
         try:
             self.key_file = _write_key(self.directory)
             self.simulator = self._stack.enter_context(Simulator(self._simulator_config()))
-            self._stack.callback(_stop, self._start_stack())
+            self._stack.callback(stop_process, self._start_stack())
             self.sender = self._stack.enter_context(Sender(settings=self._settings()))
         except BaseException:
             self._stack.close()
@@ -150,9 +150,9 @@ class Rehearsal:
                 start_new_session=True,
             )
         try:
-            _wait_ready(process, log)
+            wait_ready(process, log)
         except BaseException:
-            _stop(process)
+            stop_process(process)
             raise
         return process
 
@@ -162,7 +162,8 @@ class Rehearsal:
         return found.model_copy(update={"apns_ca_file": self.simulator.ca_file.resolve()})
 
 
-def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a `sender up` that writes this log is ready. Raises `SenderError` with the end of the log."""
     end = time.monotonic() + _READY_WITHIN
     while time.monotonic() < end and process.poll() is None:
         if "ready" in log.read_text(errors="replace").splitlines():
@@ -172,7 +173,8 @@ def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     raise SenderError(f"`sender up` did not get ready:\n{said}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop_process(process: subprocess.Popen[bytes]) -> None:
+    """Have a `sender up` drain and end; kill it when it does not within a minute."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

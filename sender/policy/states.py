@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TypeVar
+
+State = TypeVar("State", bound=StrEnum)
 
 
 class CampaignState(StrEnum):
@@ -102,6 +105,6 @@ APP_MOVES: Mapping[AppState, frozenset[AppState]] = {
 }
 
 
-def sources(moves: Mapping[CampaignState, frozenset[CampaignState]], target: CampaignState) -> frozenset[CampaignState]:
+def sources(moves: Mapping[State, frozenset[State]], target: State) -> frozenset[State]:
     """The states from which `target` can be reached in one move: the left side of the compare-and-set."""
     return frozenset(state for state, targets in moves.items() if target in targets)

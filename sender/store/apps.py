@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sender.model import CredentialKind, CredentialRef, Environment
-from sender.policy.states import APP_MOVES, AppState
+from sender.policy.states import APP_MOVES, AppState, sources
 from sender.store.database import Transaction
 
 
@@ -136,13 +136,12 @@ def count_devices(transaction: Transaction, app_id: int) -> int:
 
 
 def _move(transaction: Transaction, app_id: int, target: AppState, reason: str | None) -> bool:
-    sources = [state.value for state, targets in APP_MOVES.items() if target in targets]
     moved = transaction.execute(
         """
         UPDATE {s}.apps SET state = %(to)s, state_reason = %(reason)s, state_changed_at = now(), epoch = epoch + 1
         WHERE id = %(app)s AND state = ANY(%(from)s)
         """,
-        {"app": app_id, "to": target.value, "reason": reason, "from": sources},
+        {"app": app_id, "to": target.value, "reason": reason, "from": list(sources(APP_MOVES, target))},
     )
     return moved.rowcount > 0
 

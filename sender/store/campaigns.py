@@ -12,7 +12,7 @@ from datetime import date, datetime
 from typing import Any
 
 from sender.errors import ConflictError, NotFoundError, TransitionError
-from sender.policy.states import CAMPAIGN_MOVES, AppState, CampaignState
+from sender.policy.states import CAMPAIGN_MOVES, AppState, CampaignState, sources
 from sender.store.database import Transaction
 
 
@@ -87,7 +87,7 @@ class _Verb:
 
 def _from(target: CampaignState, *only: CampaignState) -> frozenset[CampaignState]:
     """The states from which the map allows the target, or those of them that the verb means."""
-    allowed = frozenset(state for state, targets in CAMPAIGN_MOVES.items() if target in targets)
+    allowed = sources(CAMPAIGN_MOVES, target)
     return allowed & frozenset(only) if only else allowed
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sender.errors import SenderError
 from sender.settings import Settings
 from sender.simulator import Scenario, Shares
 from tests.bench import report, servers
@@ -81,7 +82,7 @@ def _measure(part: str, step: Any) -> None:
     _say(f"{part} …")
     try:
         step()
-    except (SenderFailedError, CampaignStuckError, TimeoutError) as error:
+    except (SenderFailedError, SenderError, CampaignStuckError, TimeoutError) as error:
         _say(f"{part}: given up: {error}")
     _say(f"{part}: {time.monotonic() - started:.0f} s")
 

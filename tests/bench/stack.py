@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 
 import psutil
 import psycopg
 
 from sender.client import Sender
+from sender.rehearsal import stop_process, wait_ready
 from sender.settings import load_settings
 from sender.store.database import Database
 from tests.bench.measure import MEGABYTE, cpu_seconds, peak_memory
@@ -28,7 +26,6 @@ from tests.bench.places import KEY_ID, TEAM_ID, Place
 from tests.bench.programs.job import MESSAGE
 from tests.bench.servers import Server
 
-_READY_WITHIN = 90.0  # seconds
 _CAMPAIGN_WITHIN = 180.0
 _keys = count(1)
 
@@ -179,7 +176,7 @@ def run_stack(
             start_new_session=True,
         )
     try:
-        _wait_ready(process, log)
+        wait_ready(process, log)
         settings = load_settings(data_dir=place.data_dir)
         database = Database(settings.require_database_url(), schema=settings.database_schema, pool_size=2)
         with Sender(settings=settings) as sender, contextlib.closing(database):
@@ -192,7 +189,7 @@ def run_stack(
                 servers=tuple({server.pid: server for server in (production, sandbox)}.values()),
             )
     finally:
-        _stop(process)
+        stop_process(process)
 
 
 def add_app(stack: Stack, app: str, *, devices: int, environment: str) -> None:
@@ -220,23 +217,3 @@ def _kind(process: psutil.Process) -> str:
     if name.startswith(("valkey", "redis")):
         return "Valkey"
     return "beat" if "beat" in words else "other"
-
-
-def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _READY_WITHIN
-    while time.monotonic() < end and process.poll() is None:
-        if "ready" in log.read_text(errors="replace").splitlines():
-            return
-        time.sleep(0.1)
-    said = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise CampaignStuckError(f"`sender up` did not get ready:\n{said}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
