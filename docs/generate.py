@@ -66,6 +66,9 @@ def with_diagrams(text: str) -> str:
         "device": (states.DeviceState, states.DEVICE_MOVES),  # type: ignore[dict-item]
         "batch": (states.BatchState, states.BATCH_MOVES),  # type: ignore[dict-item]
         "app": (states.AppState, states.APP_MOVES),  # type: ignore[dict-item]
+        "breaker": (states.BreakerState, states.BREAKER_MOVES),  # type: ignore[dict-item]
+        "trial": (states.TrialState, states.TRIAL_MOVES),  # type: ignore[dict-item]
+        "canary": (states.CanaryState, states.CANARY_MOVES),  # type: ignore[dict-item]
     }
 
     def draw(match: re.Match[str]) -> str:

@@ -168,6 +168,8 @@ class ChangeKind(StrEnum):
     UNBLOCKED = "unblocked"  # a push was accepted again
     REGISTRATION_FAILED = "registration_failed"  # the app could not get a token
     RESTORED = "restored"  # put back by an operator
+    RELEASED = "released"  # out of quarantine: a push was accepted, or an operator said so
+    FORGOTTEN = "forgotten"  # a person's data was erased
 
 
 class Actor(StrEnum):

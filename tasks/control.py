@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from config.queues import CAMPAIGN, PRIORITY
 from sender.client import Sender
-from sender.fanout import RESERVED, cut_campaign
-from sender.sweep import Sweeper
-from sender.tick import tick as run_tick
+from sender.engine.fanout import RESERVED, cut_campaign
+from sender.engine.sweep import Sweeper
+from sender.engine.tick import tick as run_tick
 from tasks import app
 from tasks.process import runtime, stopping
 

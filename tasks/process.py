@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import signals
 
-from sender.runtime import Runtime
+from sender.engine.runtime import Runtime
 from sender.settings import load_settings
 
 _lock = threading.Lock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sender.delivery import send_batch
+from sender.engine.delivery import send_batch
 from tasks import app
 from tasks.process import runtime
 

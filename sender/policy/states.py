@@ -105,6 +105,53 @@ APP_MOVES: Mapping[AppState, frozenset[AppState]] = {
 }
 
 
+class BreakerState(StrEnum):
+    """Whether anything is sent with a credential (team, key or certificate, environment)."""
+
+    CLOSED = "closed"  # sends, at its adaptive pace if it has one
+    OPEN = "open"  # nothing is sent; deliveries wait untouched
+    HALF_OPEN = "half_open"  # one worker sends single probes; their answers close or open it
+
+
+BREAKER_MOVES: Mapping[BreakerState, frozenset[BreakerState]] = {
+    BreakerState.CLOSED: frozenset({BreakerState.OPEN}),
+    BreakerState.OPEN: frozenset({BreakerState.HALF_OPEN}),
+    BreakerState.HALF_OPEN: frozenset({BreakerState.CLOSED, BreakerState.OPEN}),
+}
+
+
+class TrialState(StrEnum):
+    """How far the guard trusts a campaign in one environment."""
+
+    TRIAL = "trial"  # few pushes may be outstanding; invalidations are staged
+    TRUSTED = "trusted"  # its first results were as they should be: full speed
+    TRIPPED = "tripped"  # its results point at the configuration: paused, nothing was invalidated
+
+
+TRIAL_MOVES: Mapping[TrialState, frozenset[TrialState]] = {
+    TrialState.TRIAL: frozenset({TrialState.TRUSTED, TrialState.TRIPPED}),
+    TrialState.TRUSTED: frozenset({TrialState.TRIPPED}),
+    TrialState.TRIPPED: frozenset({TrialState.TRIAL}),  # resumed by a person: it starts slowly again
+}
+
+
+class CanaryState(StrEnum):
+    """How far a campaign with a canary is."""
+
+    SENDING = "sending"  # only its sample is cut and sent
+    WAITING = "waiting"  # the sample has its results; a person resumes it (`--hold`)
+    PASSED = "passed"  # the rest is cut and sent
+    STOPPED = "stopped"  # the sample's results were over a threshold: paused
+
+
+CANARY_MOVES: Mapping[CanaryState, frozenset[CanaryState]] = {
+    CanaryState.SENDING: frozenset({CanaryState.WAITING, CanaryState.PASSED, CanaryState.STOPPED}),
+    CanaryState.WAITING: frozenset({CanaryState.PASSED}),
+    CanaryState.STOPPED: frozenset({CanaryState.PASSED}),  # a person resumed it all the same
+    CanaryState.PASSED: frozenset(),
+}
+
+
 def sources(moves: Mapping[State, frozenset[State]], target: State) -> frozenset[State]:
     """The states from which `target` can be reached in one move: the left side of the compare-and-set."""
     return frozenset(state for state, targets in moves.items() if target in targets)

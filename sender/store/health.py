@@ -118,5 +118,7 @@ def apps(transaction: Transaction) -> list[AppHealth]:
 
 def holds(transaction: Transaction) -> list[HoldHealth]:
     """Credentials that rest at this moment."""
-    statement = "SELECT credential, until, cause FROM {s}.holds WHERE until > now() ORDER BY credential"
+    statement = """
+        SELECT credential, until, cause FROM {s}.breakers WHERE state <> 'closed' AND until > now() ORDER BY credential
+    """
     return [HoldHealth(**row) for row in transaction.rows(statement)]

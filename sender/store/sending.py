@@ -16,10 +16,12 @@ WHERE %(app)s::bigint IS NULL OR app_id = %(app)s
 """
 
 _HOLD = """
-INSERT INTO {s}.holds (credential, until, cause) VALUES (%s, now() + make_interval(secs => %s), %s)
+INSERT INTO {s}.breakers (credential, state, until, cause, trips)
+VALUES (%s, 'open', now() + make_interval(secs => %s), %s, 1)
 ON CONFLICT (credential) DO UPDATE
-SET since = CASE WHEN holds.until < now() THEN now() ELSE holds.since END,
-    until = greatest(holds.until, excluded.until), cause = excluded.cause
+SET since = CASE WHEN breakers.state = 'open' AND breakers.until > now() THEN breakers.since ELSE now() END,
+    state = 'open', until = greatest(breakers.until, excluded.until), cause = excluded.cause,
+    trips = least(breakers.trips + 1, 100)
 """
 
 _STANDING = """
@@ -50,7 +52,8 @@ def all_credentials(transaction: Transaction) -> list[CredentialRef]:
 def holds(transaction: Transaction, identities: Collection[str]) -> dict[str, datetime]:
     """Which of these credentials must rest, and until when."""
     rows = transaction.execute(
-        "SELECT credential, until FROM {s}.holds WHERE credential = ANY(%s) AND until > now()", (list(identities),)
+        "SELECT credential, until FROM {s}.breakers WHERE credential = ANY(%s) AND state <> 'closed' AND until > now()",
+        (list(identities),),
     )
     return dict(rows.fetchall())
 

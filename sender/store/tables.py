@@ -62,6 +62,7 @@ class App(Table, table=True):
     state_changed_at: datetime = _column(TIMESTAMP, server_default=NOW)
     epoch: int = _column(sa.BigInteger, server_default="0")  # moved by whatever workers must notice at once
     rate: float | None = _column(sa.Double, nullable=True)  # pushes a second; null: unlimited
+    healing: bool = _column(sa.Boolean, server_default=sa.false())  # BadDeviceToken is tried in the other environment
     created_at: datetime = _column(TIMESTAMP, server_default=NOW)
 
 
@@ -99,6 +100,7 @@ class Device(Table, table=True):
         sa.UniqueConstraint("token", "app_id"),  # in this order it serves look-ups by a token's beginning too
         sa.Index("devices_app_id_id_idx", "app_id", "id"),  # the cut's keyset
         sa.Index("devices_user_id_idx", "user_id"),
+        sa.Index("devices_quarantined_idx", "app_id", "id", postgresql_where=sa.text("state = 'quarantined'")),
         {"postgresql_with": {"fillfactor": "90"}},
     )
 
@@ -202,6 +204,13 @@ class Campaign(Table, table=True):
     cut_devices: int = _column(sa.BigInteger, server_default="0")  # devices in first-send batches so far
     low_batch_id: int = _column(sa.BigInteger, server_default="0")  # every batch up to here is done
     fanout_until: datetime | None = _column(TIMESTAMP, nullable=True)  # a fan-out is at it until then
+    over: float | None = _column(sa.Double, nullable=True)  # seconds to spread it over: its start makes a rate of it
+    finish_by: datetime | None = _column(TIMESTAMP, nullable=True)  # its own deadline: warned of, never enforced
+    canary: dict[str, Any] | None = _column(pg.JSONB, nullable=True)  # {"share" or "count", "hold", "thresholds"}
+    canary_state: str | None = _column(sa.Text, nullable=True)  # policy.states.CanaryState
+    retested: int = _column(sa.BigInteger, server_default="0")  # quarantined devices that were cut into it
+    totals: dict[str, Any] | None = _column(pg.JSONB, nullable=True)  # its counts, once its batch rows are removed
+    sent_removed_at: datetime | None = _column(TIMESTAMP, nullable=True)  # when retention took its `sent` rows
 
 
 class Batch(Table, table=True):
@@ -239,6 +248,9 @@ class Batch(Table, table=True):
     cancelled: int = _column(sa.Integer, server_default="0")
     failed: int = _column(sa.Integer, server_default="0")
     reasons: dict[str, Any] = _column(pg.JSONB, server_default=sa.text("'{}'::jsonb"))  # reason -> final deliveries
+    failures: int = _column(sa.SmallInteger, server_default="0")  # errors of our own, and workers that died with it
+    error: str | None = _column(sa.Text, nullable=True)  # the last of those errors
+    halted: bool = _column(sa.Boolean, server_default=sa.false())  # its owner has seen that it must issue no more
 
 
 class Retry(Table, table=True):
@@ -290,15 +302,108 @@ class Limit(Table, table=True):
     free_at: datetime = _column(TIMESTAMP, server_default=NOW)
 
 
-class Hold(Table, table=True):
-    """A credential that must rest: the identity of (team, key or certificate, environment)."""
+class Breaker(Table, table=True):
+    """What all workers know of a credential, by its identity: (team, key or certificate, environment).
 
-    __tablename__ = "holds"
+    While it is not closed nothing is sent but single probes. `pace` is the adaptive limit: lowered when APNs asks for
+    less, raised while it does not, gone (null) when it has reached what it fell from.
+    """
+
+    __tablename__ = "breakers"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
 
     credential: str = _column(sa.Text, primary_key=True)
-    until: datetime = _column(TIMESTAMP)
-    cause: str = _column(sa.Text)
-    since: datetime = _column(TIMESTAMP, server_default=NOW)
+    state: str = _column(sa.Text, server_default="closed")  # policy.states.BreakerState
+    cause: str | None = _column(sa.Text, nullable=True)  # of the last opening
+    since: datetime = _column(TIMESTAMP, server_default=NOW)  # the state's
+    until: datetime | None = _column(TIMESTAMP, nullable=True)  # open: no probe before; half open: the probe's time
+    trips: int = _column(sa.SmallInteger, server_default="0")  # openings in a row, without a success between
+    pace: float | None = _column(sa.Double, nullable=True)  # pushes a second; null: not limited by this
+    pace_top: float | None = _column(sa.Double, nullable=True)  # what it fell from
+    pace_cause: str | None = _column(sa.Text, nullable=True)
+    paced_at: datetime | None = _column(TIMESTAMP, nullable=True)  # of the last step, down or up
+
+
+class Trial(Table, table=True):
+    """The guard's books on one campaign in one environment: at first few pushes are outstanding, until it is judged."""
+
+    __tablename__ = "trials"
+    __table_args__ = (
+        sa.PrimaryKeyConstraint("campaign_id", "environment"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id", ondelete="CASCADE"))
+    environment: str = _column(sa.Text)
+    state: str = _column(sa.Text, server_default="trial")  # policy.states.TrialState
+    judged: int = _column(sa.BigInteger, server_default="0")  # answers of APNs that say something of the token
+    accepted: int = _column(sa.BigInteger, server_default="0")
+    bad_token: int = _column(sa.BigInteger, server_default="0")  # BadDeviceToken
+    wrong_topic: int = _column(sa.BigInteger, server_default="0")  # DeviceTokenNotForTopic
+    gone: int = _column(sa.BigInteger, server_default="0")  # 410
+    probed: int = _column(sa.BigInteger, server_default="0")  # BadDeviceTokens that were tried in the other environment
+    moved: int = _column(sa.BigInteger, server_default="0")  # of those, accepted there
+    judged_at: datetime | None = _column(TIMESTAMP, nullable=True)  # when it left the trial
+
+
+class Reservation(Table, table=True):
+    """Pushes of a trial that a claim may have outstanding. Void when the claim's epoch is not the batch's any more."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (sa.PrimaryKeyConstraint("campaign_id", "environment", "batch_id"),)
+
+    campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id", ondelete="CASCADE"))
+    environment: str = _column(sa.Text)
+    batch_id: int = _column(sa.BigInteger)
+    epoch: int = _column(sa.Integer)
+    pushes: int = _column(sa.Integer)
+
+
+class Staged(Table, table=True):
+    """A 410 of a trial: its invalidation waits until the trial was judged, and is dropped when the guard trips."""
+
+    __tablename__ = "staged"
+    __table_args__ = (sa.PrimaryKeyConstraint("campaign_id", "device_id"),)
+
+    campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id", ondelete="CASCADE"))
+    environment: str = _column(sa.Text)
+    device_id: int = _column(sa.BigInteger)
+    token: str = _column(sa.Text)  # as it was sent to
+    registered_at: datetime | None = _column(TIMESTAMP, nullable=True)  # as it was loaded
+    gone_at: datetime = _column(TIMESTAMP)  # APNs's timestamp, or when the row was loaded
+    reason: str = _column(sa.Text)
+    apns_id: UUID = _column(sa.Uuid)
+
+
+class Baseline(Table, table=True):
+    """What is usual for an app in an environment: counts of answers that fade, so that old ones weigh less."""
+
+    __tablename__ = "baselines"
+    __table_args__ = (
+        sa.PrimaryKeyConstraint("app_id", "environment"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    app_id: int = _column(sa.BigInteger, sa.ForeignKey("apps.id", ondelete="CASCADE"))
+    environment: str = _column(sa.Text)
+    judged: float = _column(sa.Double, server_default="0")
+    accepted: float = _column(sa.Double, server_default="0")
+    bad_token: float = _column(sa.Double, server_default="0")
+    wrong_topic: float = _column(sa.Double, server_default="0")
+    gone: float = _column(sa.Double, server_default="0")
+    updated_at: datetime = _column(TIMESTAMP, server_default=NOW)
+
+
+class Intent(Table, table=True):
+    """A push of an at-most-once campaign that is about to be made: written before it, gone when its answer is known."""
+
+    __tablename__ = "intents"
+    __table_args__ = (sa.PrimaryKeyConstraint("campaign_id", "device_id"),)
+
+    campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id", ondelete="CASCADE"))
+    device_id: int = _column(sa.BigInteger)
+    batch_id: int = _column(sa.BigInteger)
+    epoch: int = _column(sa.Integer)  # of the claim that made it
 
 
 class Worker(Table, table=True):

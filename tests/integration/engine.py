@@ -10,16 +10,16 @@ from datetime import datetime
 from typing import Any
 
 from sender.client import Sender
-from sender.delivery import send_batch
-from sender.fanout import cut_campaign
+from sender.engine.delivery import send_batch
+from sender.engine.fanout import cut_campaign
+from sender.engine.runtime import Runtime
+from sender.engine.sweep import Sweeper
+from sender.engine.tick import tick
 from sender.model import ACCEPTED, Answer, CredentialRef, Push
 from sender.payload import Alert, Payload
-from sender.runtime import Runtime
 from sender.settings import Settings
 from sender.store import apps
 from sender.store.database import Database
-from sender.sweep import Sweeper
-from sender.tick import tick
 
 BUNDLE = "com.example.news"
 
@@ -146,7 +146,7 @@ class Engine:
         with self.database.transaction() as transaction:
             transaction.execute("UPDATE {s}.retries SET due_at = now()")
             transaction.execute("UPDATE {s}.batches SET due_at = NULL")
-            transaction.execute("UPDATE {s}.holds SET until = now()")
+            transaction.execute("UPDATE {s}.breakers SET until = now()")
             transaction.execute("UPDATE {s}.devices SET blocklisted_until = now() WHERE blocklisted_until IS NOT NULL")
 
     def rows(self, statement: str, params: Any = None) -> list[Any]:

@@ -287,7 +287,8 @@ def test_an_app_that_a_person_paused_is_a_warning(database: Database, reachable:
 def test_a_credential_that_rests_is_shown(healthy: Database, reachable: Settings) -> None:
     with healthy.transaction() as transaction:
         transaction.execute(
-            "INSERT INTO {s}.holds (credential, until, cause) VALUES (%s, now() + interval '1 hour', 'too many')",
+            "INSERT INTO {s}.breakers (credential, state, until, cause) "
+            "VALUES (%s, 'open', now() + interval '1 hour', 'too many')",
             (IDENTITY,),
         )
     assert IDENTITY in faults(reachable)["apps"].message

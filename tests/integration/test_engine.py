@@ -9,7 +9,7 @@ import pytest
 
 from sender.apns_ids import delivery_apns_id
 from sender.client import Sender
-from sender.delivery import send_batch
+from sender.engine.delivery import send_batch
 from sender.model import ACCEPTED, Answer, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
 from sender.store import batches
@@ -252,7 +252,7 @@ def test_too_many_provider_tokens_hold_the_credential(engine: Engine) -> None:
     engine.enqueue()
     engine.start()
     engine.work()
-    assert engine.rows("SELECT until > now() + interval '19 minutes' FROM {s}.holds") == [(True,)]
+    assert engine.rows("SELECT until > now() + interval '19 minutes' FROM {s}.breakers") == [(True,)]
     engine.answer(lambda push: ACCEPTED)
     with engine.database.transaction() as transaction:
         transaction.execute("UPDATE {s}.batches SET due_at = NULL")
@@ -369,7 +369,7 @@ def test_a_claim_whose_heartbeat_stands_still_is_taken_back(engine: Engine, monk
         claim = batches.claim(transaction, engine.queue.pop(0))
     assert claim is not None
     clock = [1000.0]
-    monkeypatch.setattr("sender.sweep.lease_clock", lambda: clock[0])
+    monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
     monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND now() - pg_post")[0])
     for _ in range(3):
         engine.sweep()
@@ -390,7 +390,7 @@ def test_a_claim_that_beats_is_never_taken_back(engine: Engine, monkeypatch: pyt
         claim = batches.claim(transaction, engine.queue.pop(0))
     assert claim is not None
     clock = [1000.0]
-    monkeypatch.setattr("sender.sweep.lease_clock", lambda: clock[0])
+    monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
     monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND now() - pg_post")[0])
     with engine.runtime.leases.hold(claim):
         for _ in range(8):

@@ -14,18 +14,19 @@ import psycopg
 import pytest
 
 from sender.client import Sender
-from sender.delivery import send_batch
-from sender.fanout import MOST_OPEN
+from sender.engine.delivery import send_batch
+from sender.engine.fanout import MOST_OPEN
+from sender.engine.recording import record
+from sender.engine.results import Results
+from sender.engine.tick import tick
 from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.pace import batch_size
 from sender.policy.verdict import Again
-from sender.results import Results, record
 from sender.settings import Settings
 from sender.store import apps, batches, cut, limits, sending
 from sender.store.batches import Claim
 from sender.store.database import Database
 from sender.store.limits import Limit
-from sender.tick import tick
 from tests.integration.engine import BUNDLE, Engine, engine_on, token_of
 
 
@@ -84,7 +85,7 @@ def test_what_was_issued_before_the_database_went_away_is_recorded_and_not_repea
     engine.start()
     engine.sender.apps.set_rate(BUNDLE, 1000)
     away = psycopg.OperationalError("the database system is shutting down")
-    monkeypatch.setattr("sender.pacing.limits.take", failing(away, limits.take, at=3))
+    monkeypatch.setattr("sender.engine.pacing.limits.take", failing(away, limits.take, at=3))
     with suppress(psycopg.OperationalError):
         engine.work()
     engine.bring_forward()
@@ -164,7 +165,7 @@ def test_answers_outlast_a_fail_over(engine: Engine, monkeypatch: pytest.MonkeyP
     engine.add_devices(3)
     engine.enqueue()
     engine.start()
-    monkeypatch.setattr("sender.delivery.record", failing(error, record, at=1))
+    monkeypatch.setattr("sender.engine.recording.record", failing(error, record, at=1))
     with suppress(psycopg.Error):
         engine.work()
     assert engine.outcomes() == {"sent": 3}
@@ -183,7 +184,7 @@ def test_a_worker_that_stood_still_right_after_its_claim_issues_nothing(
         asleep[0] += 2 * engine.settings.lease
         return load(*args)
 
-    monkeypatch.setattr("sender.delivery.batches.targets", stall)
+    monkeypatch.setattr("sender.engine.delivery.batches.targets", stall)
     engine.work()
     assert not engine.received
 
@@ -326,7 +327,7 @@ def test_batches_are_no_larger_than_the_apps_own_limit_allows(engine: Engine) ->
     engine.sender.apps.set_rate(BUNDLE, 100)
     engine.enqueue(batch_size=500)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sender.fanout.TURN", 0.2)
+        patch.setattr("sender.engine.fanout.TURN", 0.2)
         engine.start()
     assert engine.rows("SELECT max(size) FROM {s}.batches") == [(5,)]
 
@@ -352,7 +353,7 @@ def test_fan_outs_of_a_campaign_do_not_multiply(engine: Engine, monkeypatch: pyt
     monkeypatch.setattr(control, "runtime", lambda: engine.runtime)
     monkeypatch.setattr(control, "publish", engine.publish)
     monkeypatch.setattr(control.fanout, "apply_async", lambda kwargs, **_: asked.append(kwargs))
-    monkeypatch.setattr("sender.fanout.TURN", 0.0)
+    monkeypatch.setattr("sender.engine.fanout.TURN", 0.0)
     engine.add_devices(2000)
     engine.enqueue(batch_size=1)
     control.tick.run()
@@ -376,8 +377,8 @@ def test_a_hold_on_one_environment_does_not_stop_the_cutting_for_the_other(engin
         sending.hold(transaction, sandbox.identity, seconds=1200, cause="too many tokens")
     engine.enqueue(batch_size=20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sender.fanout.MOST_OPEN", 5)
-        patch.setattr("sender.fanout.TURN", 0.2)
+        patch.setattr("sender.engine.fanout.MOST_OPEN", 5)
+        patch.setattr("sender.engine.fanout.TURN", 0.2)
         engine.run(rounds=8)
     assert engine.outcomes() == {"sent": 360}
 

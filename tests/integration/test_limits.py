@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sender.pacing import limits_of, take_grant
+from sender.engine.pacing import limits_of, take_grant
 from sender.store.database import Database
 from sender.store.limits import Limit, take
 

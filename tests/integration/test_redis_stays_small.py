@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from sender.client import Sender
-from sender.fanout import MOST_OPEN
+from sender.engine.fanout import MOST_OPEN
 from sender.payload import Alert, Payload
 from sender.settings import Settings
 from sender.stack.commands import settings_environment

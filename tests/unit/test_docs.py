@@ -44,7 +44,7 @@ def test_a_diagram_has_an_arrow_for_each_move_and_no_other() -> None:
 def test_drawing_diagrams_twice_changes_nothing() -> None:
     page = (DOCS / "architecture.md").read_text()
     assert with_diagrams(with_diagrams(page)) == with_diagrams(page)
-    assert page.count("```mermaid") == 4
+    assert page.count("```mermaid") == 7
 
 
 def anchors(path: Path) -> set[str]:

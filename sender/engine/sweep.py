@@ -10,8 +10,8 @@ from uuid import UUID
 
 import structlog
 
-from sender.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
-from sender.leases import lease_clock
+from sender.engine.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
+from sender.engine.leases import lease_clock
 from sender.policy.pace import batch_size
 from sender.settings import Settings
 from sender.store import batches, cut, ledger, lifecycle, partitions, workers

@@ -6,7 +6,7 @@ import json
 
 import structlog
 
-from sender.fanout import RESERVED
+from sender.engine.fanout import RESERVED
 from sender.store import lifecycle, partitions, workers
 from sender.store.database import Database
 from sender.store.lifecycle import Due

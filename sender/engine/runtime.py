@@ -17,8 +17,8 @@ import structlog
 from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
+from sender.engine.leases import Lease, Leases
 from sender.errors import DatabaseUnavailableError, SenderError
-from sender.leases import Lease, Leases
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.settings import Settings
 from sender.store import sending, workers

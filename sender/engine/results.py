@@ -1,5 +1,4 @@
-"""The result handler: a batch's answers become ledger rows, token states, changelog rows, retries and halts, in one
-transaction. It can be run again after any failure: everything it writes is idempotent."""
+"""The result handler's judgement: what a batch's answers come to, by the outcome table. Pure; `recording` writes it."""
 
 from __future__ import annotations
 
@@ -15,18 +14,10 @@ from sender.model import Accepted, Answer, CredentialRef, Push, Rejected
 from sender.policy.backoff import blocklist_delay
 from sender.policy.outcomes import Halt, Rule, TokenStep, is_known, rule_for
 from sender.policy.verdict import Again, Final, Terms, Untouched, judge
-from sender.store import apps, batches, devices, ledger, lifecycle, sending
 from sender.store.batches import Claim, Target
-from sender.store.database import Transaction
 from sender.store.devices import Gone, Suspect, Throttled
 
 log = structlog.get_logger()
-
-#: Seconds for which a credential rests after TooManyProviderTokenUpdates.
-PROVIDER_TOKEN_HOLD = 20 * 60.0
-
-#: Seconds before a batch of which nothing could be issued is offered again: doubling per setback, up to a minute.
-SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
 
 
 class Sent(NamedTuple):
@@ -104,37 +95,6 @@ def _weigh_one(results: Results, claim: Claim, one: Sent, *, terms: Terms, now: 
         _log_unknown(one.answer)
 
 
-def record(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> dict[str, int]:
-    """Write a batch's results; returns what was counted, by outcome, for the task's own result.
-
-    A fenced claim (its lease ended, somebody else has the batch) may still say what APNs accepted and rejected, since
-    those are facts; it may not release, postpone or finish anything.
-    """
-    ours = batches.fence(transaction, claim)
-    retried = claim.kind == "retry" or claim.epoch > 1 or not ours
-    counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried)
-    _record_tokens(transaction, claim, results)
-    _record_halts(transaction, claim, results, scale=scale)
-    if not ours:
-        log.warning("claim_fenced", batch=claim.batch_id, campaign=claim.campaign.key, epoch=claim.epoch)
-        return counts | {"fenced": 1}
-    ledger.postpone(transaction, claim, results.again)
-    if claim.kind == "retry":
-        ledger.end_settled_retries(transaction, claim)
-    if results.again:
-        counts["retrying"] = len(results.again)
-    if results.untouched:
-        issued = bool(results.sent or results.finals or results.again)
-        setbacks = 0 if issued or results.rest else claim.setbacks + 1
-        setback = 0.0 if not setbacks else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
-        delay = max(setback, results.rest)
-        batches.release(transaction, claim, delay=delay, setbacks=min(setbacks, 100))
-        counts["released"] = len(results.untouched)
-    else:
-        batches.finish(transaction, claim)
-    return counts
-
-
 def _note_token(results: Results, claim: Claim, one: Sent, rule: Rule, *, until: datetime) -> None:
     target = one.target
     apns_id = UUID(one.push.apns_id)
@@ -168,34 +128,6 @@ def _note_token(results: Results, claim: Claim, one: Sent, rule: Rule, *, until:
 
 def _rest(one: Sent, chance: float, terms: Terms) -> timedelta:
     return timedelta(seconds=blocklist_delay(one.target.blocklisted_times + 1, chance, scale=terms.backoff_scale))
-
-
-def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
-    campaign_id = claim.campaign.id
-    if results.gone:
-        devices.invalidate(transaction, results.gone, campaign_id)
-    if results.suspects:
-        devices.quarantine(transaction, results.suspects, campaign_id)
-    if results.throttled:
-        devices.blocklist(transaction, results.throttled, campaign_id)
-    if results.cleared:
-        devices.clear_blocklist(transaction, results.cleared, campaign_id)
-
-
-def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> None:
-    campaign = claim.campaign
-    for (halt, reason), (rule, credential) in results.halts.items():
-        why = f"{reason}: {rule.meaning} {rule.advice}"
-        match halt:
-            case Halt.HOLD_CREDENTIAL:
-                sending.hold(transaction, credential.identity, seconds=PROVIDER_TOKEN_HOLD * scale, cause=why)
-            case Halt.PAUSE_APP:
-                apps.pause_app(transaction, campaign.app_id, why)
-            case Halt.STOP_CAMPAIGN:
-                lifecycle.fail(transaction, campaign.id, why)
-            case Halt.NONE:
-                continue
-        log.error("halt_ordered", halt=halt.value, campaign=campaign.key, app=campaign.bundle_id, reason=reason)
 
 
 _unknown_seen: set[tuple[int, str]] = set()

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import structlog
 
+from sender.engine.pacing import limits_of
 from sender.errors import DatabaseUnavailableError
-from sender.pacing import limits_of
 from sender.store import sending, workers
 from sender.store.batches import Claim
 from sender.store.database import TRANSIENT, Database

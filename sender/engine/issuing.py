@@ -1,0 +1,121 @@
+"""Send the pushes of a plan: under its limits, again at once where that is safe, and once on a fresh connection where
+the answer may be the connection's fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import structlog
+
+from sender.engine.leases import Lease
+from sender.engine.pacing import Leave, take_grant
+from sender.engine.preparing import Plan
+from sender.engine.runtime import Runtime
+from sender.model import ACCEPTED, Accepted, Answer, NotProcessed
+from sender.policy.outcomes import DeliveryStep, Halt, rule_for
+
+log = structlog.get_logger()
+
+#: How often a push that was provably not processed is issued again at once, before the queue has it back.
+RESENDS = 2
+
+
+def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
+    """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
+    answers: list[Answer | None] = [None] * len(plan.pushes)
+    _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
+    if answers.count(ACCEPTED) == len(answers):
+        return answers
+    for _ in range(RESENDS):
+        refused = [at for at, answer in enumerate(answers) if _may_resend(answer)]
+        if not refused or lease.stopped.is_set():
+            break
+        _issue_round(runtime, lease, plan, refused, answers)
+    _try_on_fresh_connection(runtime, lease, plan, answers)
+    return answers
+
+
+def _issue_round(
+    runtime: Runtime, lease: Lease, plan: Plan, places: Sequence[int], answers: list[Answer | None]
+) -> None:
+    waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]] = []
+    try:
+        for environment, group in _by_environment(plan, places):
+            _issue_group(runtime, lease, plan, environment, group, waiting)
+    except Exception:  # what is on its way has answers: they are recorded before anything else
+        lease.stopped.set()
+        log.exception("issuing_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
+    for part, future in waiting:
+        for at, answer in zip(part, future.result(), strict=True):
+            answers[at] = answer
+
+
+def _issue_group(
+    runtime: Runtime,
+    lease: Lease,
+    plan: Plan,
+    environment: str,
+    left: Sequence[int],
+    waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]],
+) -> None:
+    """Issue pushes of one environment, as many at a time as there is leave for."""
+    credential = plan.credentials[environment]
+    while left:
+        leave = take_leave(runtime, lease, len(left))
+        if not leave.pushes:
+            plan.rest = max(plan.rest, leave.wait)
+            return
+        part, left = left[: leave.pushes], left[leave.pushes :]
+        waiting.append((part, runtime.issue(credential, [plan.pushes[at] for at in part], lease)))
+
+
+def take_leave(runtime: Runtime, lease: Lease, wanted: int) -> Leave:
+    """Leave to issue up to `wanted` pushes, under everything that limits them."""
+    return take_grant(runtime.database, lease.limits, wanted, lease.stopped)
+
+
+def _by_environment(plan: Plan, places: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
+    groups: dict[str, list[int]] = {}
+    if len(plan.credentials) == 1:
+        return [(environment, places) for environment in plan.credentials]
+    for at in places:
+        groups.setdefault(plan.targets[at].environment, []).append(at)
+    return list(groups.items())
+
+
+def _may_resend(answer: Answer | None) -> bool:
+    return isinstance(answer, NotProcessed) and not answer.cause.startswith("connect")
+
+
+def _try_on_fresh_connection(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:
+    """A refused credential gets one retry on a new connection, with a single push, before it counts. Where that retry
+    cannot be had the refusals do not count: what they refused goes back untouched."""
+    doubted = [at for at, answer in enumerate(answers) if answer is not None and _doubts_connection(answer)]
+    if not doubted:
+        return
+    refusals = [answers[at] for at in doubted]
+    for at in doubted:
+        answers[at] = None
+    if lease.stopped.is_set() or not _renew(runtime, plan, doubted):
+        return
+    _issue_round(runtime, lease, plan, doubted[:1], answers)
+    if isinstance(answers[doubted[0]], Accepted):
+        _issue_round(runtime, lease, plan, doubted[1:], answers)
+    elif answers[doubted[0]] is not None:
+        for at, refusal in zip(doubted[1:], refusals[1:], strict=True):
+            answers[at] = refusal
+
+
+def _renew(runtime: Runtime, plan: Plan, places: Sequence[int]) -> bool:
+    try:
+        runtime.renew_connections({plan.credentials[plan.targets[at].environment] for at in places})
+    except Exception:
+        log.exception("renewal_broke")
+        return False
+    return True
+
+
+def _doubts_connection(answer: Answer) -> bool:
+    rule = rule_for(answer)
+    return rule.fresh_connection and rule.delivery is DeliveryStep.RELEASE and rule.halt is Halt.PAUSE_APP
