@@ -42,7 +42,7 @@ def _issue_round(
     waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]] = []
     try:
         for environment, group in _by_environment(plan, places):
-            _issue_group(runtime, lease, plan, environment, group, waiting)
+            _issue_group(runtime, lease, plan, environment=environment, left=group, waiting=waiting)
     except Exception:  # what is on its way has answers: they are recorded before anything else
         lease.stopped.set()
         log.exception("issuing_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
@@ -55,6 +55,7 @@ def _issue_group(
     runtime: Runtime,
     lease: Lease,
     plan: Plan,
+    *,
     environment: str,
     left: Sequence[int],
     waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]],
