@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from sender.redaction import redact_value
 from sender.settings import Settings
 
 
@@ -43,7 +44,12 @@ def configure_logging(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,  # of other libraries' records, too
+                redact_event,
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
@@ -51,3 +57,8 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(level)
     for noisy in ("celery.worker.strategy", "celery.app.trace", "celery.beat", "aioapns", "kombu"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+def redact_event(_logger: Any, _method: str, event: Any) -> Any:
+    """The last processor before the renderer: cuts secrets, tokens and values of rows out of everybody's lines."""
+    return {name: redact_value(value) for name, value in event.items()}
