@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sender.errors import ConfigurationError
@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     # Campaigns
     expires_in: float = Field(30 * 86_400, ge=0)  # seconds from a campaign's start
     start_grace: float = Field(3600, ge=0)  # seconds by which a scheduled start may be late and still happen
+
+    # Retention, in days; empty: kept for ever
+    retain_sent: int | None = Field(30, ge=1)  # whole months of `sent` rows; the batches of campaigns that have ended
+    retain_errors: int | None = Field(180, ge=1)  # whole months of the ledger; not shorter than retain_sent
+    retain_changelog: int | None = Field(None, ge=1)  # whole months of the push changelog
 
     # APNs
     apns_production_url: str = "https://api.push.apple.com:443"  # port 2197 works too; or a simulator
@@ -78,10 +83,30 @@ class Settings(BaseSettings):
             raise ValueError("must be an https:// URL with a host, such as https://api.push.apple.com:443")
         return value
 
-    @field_validator("database_url", "broker_url", "rate", "apns_ca_file", "apns_proxy_url", mode="before")
+    @field_validator(
+        "database_url",
+        "broker_url",
+        "rate",
+        "apns_ca_file",
+        "apns_proxy_url",
+        "retain_sent",
+        "retain_errors",
+        "retain_changelog",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("retain_errors")
+    @classmethod
+    def _errors_outlive_sent(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """A month is dropped as a whole: with it would go `sent` rows that are to be kept."""
+        if value is not None and "retain_sent" in info.data:
+            sent = info.data["retain_sent"]
+            if sent is None or sent > value:
+                raise ValueError("must not be shorter than SENDER_RETAIN_SENT")
+        return value
 
     def require_database_url(self) -> str:
         """The database's URL, or a `ConfigurationError` that names both remedies."""

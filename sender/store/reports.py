@@ -114,7 +114,15 @@ CROSS JOIN LATERAL (
            coalesce(sum(failed), 0)::bigint AS failed,
            coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
                     FILTER (WHERE state = 'claimed' AND kind = 'first'), 0)::bigint AS claimed
-    FROM {s}.batches WHERE campaign_id = c.id
+    FROM (
+        SELECT size, state, kind, sent, rejected, skipped, expired, unknown, cancelled, failed
+        FROM {s}.batches WHERE campaign_id = c.id AND c.totals IS NULL
+        UNION ALL -- what retention has folded up
+        SELECT 0, 'done', 'first', t.sent, t.rejected, t.skipped, t.expired, t.unknown, t.cancelled, t.failed
+        FROM jsonb_to_record(c.totals) AS t(sent bigint, rejected bigint, skipped bigint, expired bigint,
+                                            unknown bigint, cancelled bigint, failed bigint)
+        WHERE c.totals IS NOT NULL
+    ) AS counted
 ) b
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(n), 0)::bigint AS retrying, coalesce(jsonb_object_agg(reason, n), '{}'::jsonb)
@@ -122,10 +130,10 @@ CROSS JOIN LATERAL (
     FROM (SELECT reason, count(*) AS n FROM {s}.retries WHERE campaign_id = c.id GROUP BY reason) AS waiting
 ) r
 CROSS JOIN LATERAL (
-    SELECT jsonb_object_agg(reason, n) AS by_reason
+    SELECT coalesce(c.totals->'reasons', jsonb_object_agg(reason, n)) AS by_reason
     FROM (SELECT each.key AS reason, sum(each.value::bigint) AS n
           FROM {s}.batches, jsonb_each_text(reasons) AS each
-          WHERE campaign_id = c.id AND reasons <> '{}'::jsonb GROUP BY 1) AS counted
+          WHERE campaign_id = c.id AND c.totals IS NULL AND reasons <> '{}'::jsonb GROUP BY 1) AS counted
 ) reasons
 WHERE c.key = %s
 """
