@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from config.failures import RedactingTask
 from config.logs import configure_logging
 from config.queues import CONTROL, queues, routes
 from config.schedule import schedule
@@ -17,7 +18,7 @@ from sender.settings import Settings, load_settings
 
 def make_app(settings: Settings) -> Celery:
     """A configured application for these settings. Raises `ConfigurationError` when the broker's URL is missing."""
-    app = Celery("sender", broker=settings.require_broker_url(), set_as_current=False)
+    app = Celery("sender", broker=settings.require_broker_url(), set_as_current=False, task_cls=RedactingTask)
     app.conf.update(celery_settings(settings))
     return app
 

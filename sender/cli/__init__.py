@@ -43,6 +43,10 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
+#: The exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h).
+BUG = 70
+
+
 def make_app(words: Sequence[str] = ()) -> typer.Typer:
     """The commands that a command line can mean: one module's when its first word names one, else all."""
     made = typer.Typer(name="sender", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -71,6 +75,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        from sender.cli.output import report_bug
+
+        report_bug(error)
+        sys.exit(BUG)
 
 
 def __getattr__(name: str) -> Any:

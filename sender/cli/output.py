@@ -12,6 +12,7 @@ from uuid import UUID
 from rich.console import Console
 
 from sender.errors import InvalidInputError, SenderError
+from sender.redaction import redact
 
 console = Console()
 error_console = Console(stderr=True)
@@ -20,11 +21,30 @@ error_console = Console(stderr=True)
 def report_error(error: SenderError) -> None:
     """One line on standard error; a line a fault when there are several."""
     if isinstance(error, InvalidInputError) and len(error.faults) > 1:
-        error_console.print(f"error: {error.what}:", style="red", markup=False, highlight=False, soft_wrap=True)
+        _say_error(f"error: {error.what}:")
         for fault in error.faults:
             error_console.print(f"  - {fault}", markup=False, highlight=False, soft_wrap=True)
         return
-    error_console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    _say_error(f"error: {error}")
+
+
+def report_bug(error: Exception) -> None:
+    """One line of an error that nobody foresaw; with SENDER_LOG_LEVEL=debug where it happened. Both redacted.
+
+    (PostgreSQL's messages go on with the values of rows: only the first line of any message is shown.)
+    """
+    import os
+    import traceback
+
+    words = (redact(str(error)).strip().splitlines() or [""])[0]
+    name = type(error).__name__ + (f": {words}" if words else "")
+    if os.environ.get("SENDER_LOG_LEVEL") == "debug":  # not from the settings: they may be what is wrong
+        _say_error(redact("".join(traceback.format_exception(error))).rstrip())
+    _say_error(f"error: unexpected {name}: this is a bug, or a server broke off; SENDER_LOG_LEVEL=debug shows where")
+
+
+def _say_error(text: str) -> None:
+    error_console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
