@@ -5,6 +5,7 @@ from __future__ import annotations
 from sender._version import __version__
 from sender.audience import Segment
 from sender.campaign_plan import DEFAULT, InvalidCampaignError
+from sender.canary import Canary
 from sender.client import Sender
 from sender.errors import (
     BrokerUnavailableError,
@@ -29,6 +30,7 @@ __all__ = [
     "Alert",
     "Authorization",
     "BrokerUnavailableError",
+    "Canary",
     "ConfigurationError",
     "ConflictError",
     "CredentialError",

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from sender.audience import Segment
+from sender.canary import Canary
 from sender.errors import InvalidInputError, InvalidPayloadError, InvalidSegmentError
 from sender.model import PushType
 from sender.payload import Encoded, Payload, encode
@@ -55,6 +56,7 @@ class Plan:
     grace: float
     batch_size: int
     delivery: str
+    canary: Canary | None
     content: dict[str, Any]
 
 
@@ -74,6 +76,7 @@ def make_plan(
     push_type: PushType | str | None,
     priority: int | None,
     collapse_id: str | None,
+    canary: Canary | None = None,
 ) -> Plan:
     """Check everything that needs no database. Raises `InvalidPayloadError`, `InvalidSegmentError` or
     `InvalidCampaignError`; the last when more than one of them would do, with all faults in it."""
@@ -102,6 +105,11 @@ def make_plan(
         *grace_faults,
         *_check_send_at(send_at),
         *_check_batch_size(batch_size),
+        *(
+            []
+            if canary is None or isinstance(canary, Canary)
+            else ["canary: must be a Canary, such as Canary(share=0.01)"]
+        ),
         *([] if delivery in DELIVERY_GUARANTEES else [f"delivery: must be one of {', '.join(DELIVERY_GUARANTEES)}"]),
     ]
     if faults:
@@ -122,6 +130,8 @@ def make_plan(
         "batch_size": "default" if batch_size is None else batch_size,
         "delivery": delivery,
     }
+    if canary is not None:  # named only when it is there: an older campaign of the same content stays the same
+        content["canary"] = canary.to_json()
     return Plan(
         bundle_id=bundle_id,
         key=key,
@@ -133,6 +143,7 @@ def make_plan(
         grace=settings.start_grace if waiting is None else waiting,
         batch_size=settings.batch_size if batch_size is None else batch_size,
         delivery=delivery,
+        canary=canary,
         content=content,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sender.audience import Segment
 from sender.campaign_plan import DEFAULT, InvalidCampaignError, Plan, Rate, make_plan
+from sender.canary import Canary
 from sender.errors import ConflictError, NotFoundError, SenderError
 from sender.model import CredentialKind, PushType
 from sender.payload import AUTO, Payload
@@ -116,6 +117,7 @@ class Campaigns:
         collapse_id: str | None = AUTO,
         batch_size: int | None = None,
         delivery: str = "at_least_once",
+        canary: Canary | None = None,
         draft: bool = False,
         connection: Any | None = None,
     ) -> Campaign:
@@ -124,6 +126,7 @@ class Campaigns:
         Idempotent by `key`: the same key and content gives the same campaign, other content a `ConflictError`.
         `rate`: pushes a second, None for no limit. `expires_in`: a timedelta or seconds from the start, 0 for one
         attempt and no storage; 30 days by default. `collapse_id`: derived from the key, None turns it off.
+        `canary`: a `Canary`, the sample that it is sent to first.
         `connection`: a psycopg 3 or SQLAlchemy connection whose transaction this joins.
 
         Raises `InvalidPayloadError`, `InvalidSegmentError` or `InvalidCampaignError` with all faults, before anything
@@ -143,6 +146,7 @@ class Campaigns:
             collapse_id=collapse_id,
             batch_size=batch_size,
             delivery=delivery,
+            canary=canary,
         )
         with self._services.database.within(connection) as transaction:
             row = _write(transaction, plan, draft=draft)
@@ -166,6 +170,7 @@ class Campaigns:
         collapse_id: str | None = AUTO,
         batch_size: int | None = None,
         delivery: str = "at_least_once",
+        canary: Canary | None = None,
     ) -> Plan:
         return make_plan(
             self._services.settings,
@@ -182,6 +187,7 @@ class Campaigns:
             collapse_id=collapse_id,
             batch_size=batch_size,
             delivery=delivery,
+            canary=canary,
         )
 
     def create_draft(self, bundle_id: str, *, key: str, payload: Payload | Mapping[str, Any], **rest: Any) -> Campaign:
@@ -306,6 +312,7 @@ def _write(transaction: Transaction, plan: Plan, *, draft: bool) -> CampaignRow:
             rate=plan.rate,
             batch_size=plan.batch_size,
             delivery=plan.delivery,
+            canary=plan.canary.to_json() if plan.canary else None,
             expires_in=plan.expires_in,
             send_at=plan.send_at,
             grace=plan.grace,

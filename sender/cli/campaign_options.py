@@ -17,6 +17,7 @@ import typer
 
 from sender.audience import Segment
 from sender.campaign_plan import DEFAULT, InvalidCampaignError, Rate
+from sender.canary import Canary
 from sender.errors import InvalidInputError
 from sender.payload import AUTO
 from sender.where import parse_all
@@ -77,6 +78,16 @@ def campaign_options(
     grace: Annotated[str | None, typer.Option(metavar="1h", help="How late it may still start.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Devices per Celery task; 1: a task a device.")] = None,
     delivery: Annotated[str, typer.Option(help="at_least_once or at_most_once.")] = "at_least_once",
+    canary: Annotated[
+        str | None, typer.Option(metavar="1%|N", help="Send to a random sample first; go on when its results are good.")
+    ] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="After the canary wait for `resume`, however good it was.")
+    ] = False,
+    canary_max: Annotated[
+        list[str] | None,
+        typer.Option("--canary-max", metavar="REASON=2%", help="Pause when more of the sample's answers have it."),
+    ] = None,
 ) -> None:
     """To whom, when and how fast. (A template: only its signature is used.)"""
 
@@ -142,6 +153,7 @@ def read_campaign(options: Mapping[str, Any]) -> dict[str, Any]:
         "expires_in": _collect(faults, read_duration, options["expires_in"], "--expires-in"),
         "grace": _collect(faults, read_duration, options["grace"], "--grace"),
         "send_at": _collect(faults, read_time, options["at"], "--at"),
+        "canary": _collect(faults, read_canary, options),
         "message": _collect(faults, read_message, options),
     }
     if faults:
@@ -164,7 +176,7 @@ def read_audience(options: Mapping[str, Any], key: str) -> Segment:
     if options["where"]:
         parts.append(parse_all(options["where"]))
     if options["sample"]:
-        parts.append(Segment.percentage(_read_percent(options["sample"]), seed=key))
+        parts.append(Segment.percentage(_read_percent(options["sample"], "--sample"), seed=key))
     whole = parts[0] if parts else Segment.all()
     for part in parts[1:]:
         whole &= part
@@ -191,6 +203,25 @@ def read_duration(text: str | None, option: str) -> float | None:
     if found is None:
         raise InvalidInputError(option, [f"{text!r} is no duration: write 30d, 12h, 45m or 90s"])
     return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def read_canary(options: Mapping[str, Any]) -> Canary | None:
+    """The canary that --canary, --hold and --canary-max say together; None without --canary."""
+    text = options["canary"]
+    if text is None:
+        if options["hold"] or options["canary_max"]:
+            raise InvalidInputError("--canary", ["is missing: --hold and --canary-max say what becomes of its sample"])
+        return None
+    thresholds = {}
+    for item in options["canary_max"] or []:
+        reason, equals, share = item.partition("=")
+        if not equals or not share.strip().endswith("%"):
+            raise InvalidInputError("--canary-max", [f"{item!r}: write REASON=SHARE, such as BadDeviceToken=2%"])
+        thresholds[reason.strip()] = _read_percent(share, "--canary-max") / 100
+    size: dict[str, Any] = (
+        {"share": _read_percent(text, "--canary") / 100} if text.strip().endswith("%") else {"count": _read_count(text)}
+    )
+    return Canary(**size, hold=options["hold"], thresholds=thresholds)
 
 
 def read_time(text: str | None, option: str) -> datetime | None:
@@ -224,11 +255,18 @@ def _read_file(path: Path) -> bytes:
         return file.read(_LARGEST_FILE)
 
 
-def _read_percent(text: str) -> float:
+def _read_percent(text: str, option: str) -> float:
     try:
         return float(text.strip().removesuffix("%"))
     except ValueError:
-        raise InvalidInputError("--sample", [f"{text!r} is no share: write 1% or 0.5%"]) from None
+        raise InvalidInputError(option, [f"{text!r} is no share: write 1% or 0.5%"]) from None
+
+
+def _read_count(text: str) -> int:
+    try:
+        return int(text.strip().replace("_", "").replace(",", ""))
+    except ValueError:
+        raise InvalidInputError("--canary", [f"{text!r} is neither a share nor a count: write 1% or 500"]) from None
 
 
 def _merge_alert(aps: Mapping[str, Any], texts: Mapping[str, str | None]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class NewCampaign:
     expires_in: float
     send_at: datetime | None
     grace: float
+    canary: Mapping[str, Any] | None = None  # sender.canary.Canary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +103,10 @@ _VERBS: dict[str, _Verb] = {
 
 _INSERT = """
 INSERT INTO {s}.campaigns (app_id, key, state, content, payload, push_type, priority, collapse_id, segment, rate,
-    batch_size, delivery, expires_in, send_at, grace)
+    batch_size, delivery, expires_in, send_at, grace, canary)
 VALUES (%(app_id)s, %(key)s, %(state)s, %(content)s::jsonb, %(payload)s, %(push_type)s, %(priority)s, %(collapse_id)s,
-    %(segment)s::jsonb, %(rate)s, %(batch_size)s, %(delivery)s, %(expires_in)s, %(send_at)s, %(grace)s)
+    %(segment)s::jsonb, %(rate)s, %(batch_size)s, %(delivery)s, %(expires_in)s, %(send_at)s, %(grace)s,
+    %(canary)s::jsonb)
 ON CONFLICT (key) DO NOTHING
 RETURNING id
 """
@@ -142,6 +144,7 @@ def insert(transaction: Transaction, campaign: NewCampaign) -> tuple[CampaignRow
         "state": campaign.state.value,
         "content": content,
         "segment": json.dumps(campaign.segment),
+        "canary": None if campaign.canary is None else json.dumps(campaign.canary),
     }
     new = transaction.execute(_INSERT, values).fetchone() is not None
     if not new:
