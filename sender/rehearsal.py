@@ -71,7 +71,7 @@ class Rehearsal:
         self._stack.callback(forget_homes, DataDirectory(self.data_dir))
         try:
             self.key_file = _write_key(self.directory)
-            self.simulator = self._stack.enter_context(Simulator(self._simulator_config()))
+            self.simulator = self._stack.enter_context(self._make_simulator())
             self._stack.callback(stop_process, self._start_stack())
             self.sender = self._stack.enter_context(Sender(settings=self._settings()))
         except BaseException:
@@ -107,9 +107,9 @@ class Rehearsal:
                 for row in csv.DictReader(file)
             )
 
-    def _simulator_config(self) -> SimulatorConfig:
+    def _make_simulator(self) -> Simulator:
         key: ProviderKey = load_provider_key(self.key_file, team_id=TEAM_ID, key_id=KEY_ID)
-        return SimulatorConfig(
+        config = SimulatorConfig(
             directory=self.directory / "simulator",
             keys=(key,),
             topics=(BUNDLE_ID,),
@@ -117,6 +117,7 @@ class Rehearsal:
             record="counts",
             control_port=None,
         )
+        return Simulator(config)
 
     @property
     def environment(self) -> dict[str, str]:

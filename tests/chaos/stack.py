@@ -1,12 +1,16 @@
-"""The stack of the chaos tests: a rehearsal whose processes can be found, hurt and started again."""
+"""The stack of the chaos tests: `sender up` as a user starts it, beside a simulated APNs that is a process of its own.
+Its processes can be found, hurt, frozen and started again; whatever was done to them, the end is clean."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -18,14 +22,17 @@ import redis
 from sender import Alert, Payload
 from sender.campaigns import Campaign
 from sender.errors import DatabaseUnavailableError
-from sender.rehearsal import BUNDLE_ID, KEY_ID, TEAM_ID, Rehearsal
+from sender.rehearsal import BUNDLE_ID, KEY_ID, TEAM_ID, Rehearsal, stop_process, wait_ready
 from sender.settings import Settings, load_settings, running_servers
-from sender.simulator import Scenario
+from sender.simulator import Scenario, SimulatorProcess
 from sender.stack.children import PROCESSES_FILE
 from sender.store.reports import Report
+from tests.chaos.books import Books
 
 #: Seconds of a lease: short, so that what a dead worker held is taken back within the test.
-LEASE = 3.0
+LEASE = 4.0
+#: Seconds that a push may wait for its answer: shorter than the longest stall of the simulator.
+APNS_TIMEOUT = 8.0
 WORKERS = 2
 #: Answers take a while, as they do from far away: there is always something in flight when a plug is pulled.
 SCENARIO = Scenario(seed=5, latency_ms=30)
@@ -33,22 +40,28 @@ SCENARIO = Scenario(seed=5, latency_ms=30)
 THREADS: int = Settings.model_fields["worker_threads"].default
 
 _SENDER = (sys.executable, "-P", "-c", "from sender.cli import main; main()")
-_OF_CAMPAIGN = "JOIN sender.campaigns c ON c.id = t.campaign_id WHERE c.key = %s"
-_LEDGER = f"SELECT t.outcome, count(*) FROM sender.deliveries t {_OF_CAMPAIGN} GROUP BY 1"
-_BATCHES = f"SELECT t.id, t.state FROM sender.batches t {_OF_CAMPAIGN} AND t.state <> 'done'"
-_RETRIES = f"SELECT t.device_id, t.reason FROM sender.retries t {_OF_CAMPAIGN}"
+_VARIABLES = {"SENDER_LEASE": f"{LEASE}", "SENDER_APNS_TIMEOUT": f"{APNS_TIMEOUT}"}
+_GONE = (psutil.NoSuchProcess, ProcessLookupError)
+
+
+class _Beside(Rehearsal):
+    """A rehearsal whose simulator is a process of its own: it takes no time from whoever tests, and can be frozen."""
+
+    def _make_simulator(self) -> SimulatorProcess:  # type: ignore[override]
+        of_key = ("--key", str(self.key_file), "--team-id", TEAM_ID, "--key-id", KEY_ID)
+        return SimulatorProcess(*of_key, "--topic", BUNDLE_ID, "--record", "counts", scenario=self.scenario)
 
 
 class ChaosStack:
     """`sender up` with an app and devices, all of which the simulated APNs accepts."""
 
-    def __init__(self, devices: int) -> None:
+    def __init__(self, devices: int, *, environment: Mapping[str, str] | None = None) -> None:
         self.devices = devices
-        self._rehearsal = Rehearsal(
-            scenario=Scenario(seed=5), workers=WORKERS, environment={"SENDER_LEASE": f"{LEASE}"}
-        )
+        self.kills: Counter[str] = Counter()  # by process, since `sender up` was started last
+        self._rehearsal = _Beside(scenario=SCENARIO, workers=WORKERS, environment=_VARIABLES | dict(environment or {}))
         self._again: subprocess.Popen[bytes] | None = None
         self._runs = 1
+        self._frozen: list[psutil.Process] = []
 
     def __enter__(self) -> Self:
         self._rehearsal.__enter__()
@@ -56,6 +69,7 @@ class ChaosStack:
         self.simulator = self._rehearsal.simulator
         self.sender = self._rehearsal.sender
         try:
+            self.books = Books(self.settings.require_database_url(), self.settings.database_schema)
             self.sender.apps.add(BUNDLE_ID, team_id=TEAM_ID, key_id=KEY_ID, key_file=self._rehearsal.key_file)
             self.sender.devices.import_file(self._rehearsal.write_devices(self.devices), app=BUNDLE_ID)
         except BaseException:
@@ -66,20 +80,26 @@ class ChaosStack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._again is not None:
-            self._again.terminate()
-            self._again.wait(60)
-        self._rehearsal.__exit__(kind, error, trace)
+        self.thaw()
+        try:
+            self.books.close()
+            if self._again is not None:
+                stop_process(self._again)
+        finally:
+            self._rehearsal.__exit__(kind, error, trace)
 
     # --- campaigns --------------------------------------------------------------------------------------------------
 
-    def start_campaign(self, key: str, *, rate: float | None, after: int) -> Campaign:
+    def start_campaign(
+        self, key: str, *, rate: float | None, after: int = 0, delivery: str = "at_least_once"
+    ) -> Campaign:
         """A campaign to every device, given back as soon as APNs has seen `after` pushes of it."""
         self.simulator.control.reset()
         payload = Payload(alert=Alert(title="Hello", body="World"))
-        campaign = self.sender.campaigns.enqueue(BUNDLE_ID, key=key, payload=payload, rate=rate)
-        until(lambda: self.requests() >= after, f"{after} pushes of {key}", pause=0.005)
-        assert self.requests() < self.devices, "the campaign was over before anything could happen to it"
+        campaign = self.sender.campaigns.enqueue(BUNDLE_ID, key=key, payload=payload, rate=rate, delivery=delivery)
+        if after:
+            until(lambda: self.requests() >= after, f"{after} pushes of {key}", pause=0.005)
+            assert self.requests() < self.devices, "the campaign was over before anything could happen to it"
         return campaign
 
     def requests(self) -> int:
@@ -103,18 +123,6 @@ class ChaosStack:
                 self.sender.campaigns.cancel(row.key)
                 self.wait(row.key)
 
-    def ledger(self, key: str) -> dict[str, int]:
-        """Outcome -> rows of the ledger."""
-        return dict(self._rows(_LEDGER, key))
-
-    def open_work(self, key: str) -> list[tuple[Any, ...]]:
-        """Batches that are not done, and retries that wait."""
-        return [*self._rows(_BATCHES, key), *self._rows(_RETRIES, key)]
-
-    def _rows(self, statement: str, key: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._settings().require_database_url()) as connection:
-            return connection.execute(statement, (key,)).fetchall()
-
     # --- processes --------------------------------------------------------------------------------------------------
 
     def process(self, name: str) -> psutil.Process:
@@ -122,52 +130,105 @@ class ChaosStack:
         found: list[psutil.Process] = []
 
         def look() -> bool:
+            found.clear()
             written = json.loads((self.data_dir / PROCESSES_FILE).read_text())["processes"]
             with suppress(psutil.NoSuchProcess):
                 found.extend(psutil.Process(each["pid"]) for each in written if each["name"] == name)
-            return bool(found) and found[0].is_running()
+            return bool(found) and alive(found[0])
 
-        until(look, f"the process {name}")
+        until(look, f"the process {name}", timeout=60.0)
         return found[0]
 
     def server(self, program: str) -> psutil.Process:
-        """`postgres` (its postmaster) or `valkey-server`."""
-        return next(child for child in self.up.children() if child.name() == program)
+        """`postgres` (its postmaster) or `valkey-server`. Waits while it starts anew."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            with suppress(psutil.NoSuchProcess):
+                found[:] = [child for child in self.up.children() if child.name() == program and alive(child)]
+            return bool(found)
+
+        until(look, f"the server {program}", timeout=60.0)
+        return found[0]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for a child, or a server by its program's name."""
+        process = self.server(name) if name in {"postgres", "valkey-server"} else self.process(name)
+        self.kills[name] += 1
+        process.send_signal(signal.SIGKILL)
+
+    def kill_everything(self) -> None:
+        """SIGKILL for `sender up`, every process that it runs, and both servers, at once."""
+        up = self.up
+        for process in (up, *up.children(recursive=True)):
+            with suppress(*_GONE):
+                process.send_signal(signal.SIGKILL)
+        up.wait(60)
 
     @property
     def up(self) -> psutil.Process:
         """`sender up` itself."""
         return psutil.Process(int(running_servers(self.data_dir)["pid"]))
 
+    @property
+    def apns(self) -> psutil.Process:
+        """The simulator's process."""
+        return psutil.Process(self.simulator.pid)
+
+    @contextmanager
+    def frozen(self, *processes: psutil.Process) -> Iterator[None]:
+        """Meanwhile these processes stand still."""
+        for process in processes:
+            process.suspend()
+            self._frozen.append(process)
+        try:
+            yield
+        finally:
+            self.thaw(*processes)
+
+    def thaw(self, *processes: psutil.Process) -> None:
+        """Have these go on, or everything that stands still."""
+        for process in processes or tuple(self._frozen):
+            with suppress(*_GONE):
+                process.resume()
+            if process in self._frozen:
+                self._frozen.remove(process)
+
     @contextmanager
     def grants_held(self) -> Iterator[None]:
         """Whoever asks for a grant waits for it."""
-        with suppress(psycopg.OperationalError), psycopg.connect(self._settings().require_database_url()) as connection:
+        with suppress(psycopg.OperationalError), psycopg.connect(self.settings.require_database_url()) as connection:
             connection.execute("SELECT FROM sender.limits FOR UPDATE")
             yield
 
     @contextmanager
     def nobody_revives(self) -> Iterator[None]:
         """What dies meanwhile stays dead."""
-        up = self.up
-        up.suspend()
-        try:
+        with self.frozen(self.up):
             yield
-        finally:
-            up.resume()
 
     @property
     def valkey(self) -> redis.Redis:
         """A client of the broker."""
-        return redis.Redis.from_url(self._settings().require_broker_url())
+        return redis.Redis.from_url(self.settings.require_broker_url(), socket_timeout=5, socket_connect_timeout=5)
 
     def log(self, name: str) -> str:
         """The log of a child or server."""
         return (self.data_dir / "logs" / f"{name}.log").read_text(errors="replace")
 
+    def restart(self) -> None:
+        """Stop `sender up` as a user does and start it again: what died often is no longer put off."""
+        up = self.up
+        up.terminate()
+        up.wait(90)
+        self.start_again()
+
     def start_again(self) -> None:
         """`sender up` on the same data directory."""
+        if self._again is not None:
+            self._again.wait(60)
         self._runs += 1
+        self.kills.clear()
         log = self._rehearsal.directory / f"up-{self._runs}.log"
         with log.open("wb") as output:
             self._again = subprocess.Popen(
@@ -178,10 +239,17 @@ class ChaosStack:
                 env=self._rehearsal.environment,
                 start_new_session=True,
             )
-        until(lambda: "ready" in log.read_text(errors="replace").splitlines(), f"`sender up`, see {log}", timeout=60)
+        wait_ready(self._again, log)
 
-    def _settings(self) -> Settings:
+    @property
+    def settings(self) -> Settings:
+        """The settings of the running stack."""
         return load_settings(data_dir=self.data_dir)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs, and is not only waiting to be buried."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def until(happened: Callable[[], Any], what: str, *, timeout: float = 30.0, pause: float = 0.05) -> None:

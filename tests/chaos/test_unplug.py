@@ -48,8 +48,8 @@ def assert_complete(stack: ChaosStack, campaign: Campaign, *, duplicates: int) -
     accepted = stack.simulator.control.accepted_counts()
     assert (report.state, report.audience, report.sent) == ("completed", stack.devices, stack.devices)
     assert sum(getattr(report, part) for part in PARTS) == report.audience
-    assert stack.ledger(campaign.key) == {"sent": stack.devices}
-    assert stack.open_work(campaign.key) == []
+    assert stack.books.outcomes(campaign.key) == {"sent": stack.devices}
+    assert stack.books.open_work(campaign.key) == []
     assert len(accepted) == stack.devices
     twice = sum(accepted.values()) - len(accepted)
     assert twice <= duplicates, f"{twice} duplicates"
@@ -161,10 +161,7 @@ def test_pausing_and_resuming_at_full_speed_sends_exactly_once(stack: ChaosStack
 
 def test_killing_every_process_at_once_costs_what_was_in_flight_at_the_most(stack: ChaosStack) -> None:
     campaign = stack.start_campaign("everything-killed", rate=RATE, after=AFTER)
-    up = stack.up
-    for process in (up, *up.children()):
-        kill(process)
-    up.wait(60)
+    stack.kill_everything()
     assert stack.requests() < stack.devices
     stack.start_again()
     assert_complete(stack, campaign, duplicates=WORKERS * IN_FLIGHT)
