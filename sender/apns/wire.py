@@ -54,6 +54,7 @@ _CONFIGURATION = Configuration(
 _STATUS_OK = (b":status", b"200")
 _PATH, _APNS_ID = 3, -1  # places in a header block of what differs from push to push
 _LONGEST_BODY = 4096  # bytes of an error body that are kept
+_LATEST = 7_258_118_400_000  # milliseconds: the year 2200; a later timestamp is none
 _BLOCKS = 64  # header blocks kept: campaigns that share a connection at one time
 
 
@@ -579,23 +580,30 @@ def _parse_error(body: bytes) -> tuple[str, datetime | None]:
             reason = ""
     except (ValueError, AttributeError, RecursionError):
         return "", None
-    if not isinstance(timestamp, (int, float)) or isinstance(timestamp, bool):
-        return reason[:100], None
-    try:
-        return reason[:100], datetime.fromtimestamp(timestamp / 1000, UTC)
-    except (OverflowError, ValueError, OSError):
-        return reason[:100], None
+    return _printable(reason), _parse_timestamp(timestamp)
+
+
+def _parse_timestamp(value: Any) -> datetime | None:
+    """Milliseconds since 1970, when they are a time that can be (and that PostgreSQL and every zone can show)."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _LATEST:
+        return None
+    return datetime.fromtimestamp(value / 1000, UTC)
+
+
+def _printable(text: str) -> str:
+    """The beginning of what a server said, without what a database, a log or a terminal chokes on."""
+    return "".join(each for each in text[:100] if each.isprintable()).strip()
 
 
 def parse_goaway(code: int, debug: bytes) -> str:
     """What a GOAWAY says: the reason in its debug data when that is JSON, the data itself when not, else its code."""
     try:
         reason = json.loads(debug)["reason"]
-        if isinstance(reason, str) and reason:
-            return reason[:100]
+        if isinstance(reason, str) and _printable(reason):
+            return _printable(reason)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    text = "".join(each for each in debug[:100].decode("utf-8", "replace") if each.isprintable()).strip()
+    text = _printable(debug[:100].decode("utf-8", "replace"))
     return f"{error_name(code)}: {text}" if text else error_name(code)
 
 
