@@ -28,6 +28,9 @@ class CampaignWork:
     started_on: date
     rate: float | None  # pushes a second; None: unlimited
     app_rate: float | None
+    epoch: int  # moved by pause, resume and changes of rate
+    audience: int | None  # devices that were cut; None: the cut has not ended
+    healing: bool  # whether a BadDeviceToken is tried in the other environment
 
 
 class Target(NamedTuple):
@@ -69,7 +72,8 @@ WHERE b.id = %(batch)s AND b.state = 'open' AND c.id = b.campaign_id AND c.state
   AND (b.due_at IS NULL OR b.due_at <= now())
 RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.device_ids, now() AS loaded_at,
           c.id, c.key, c.app_id, a.bundle_id, c.payload, c.push_type, c.priority, c.collapse_id, c.delivery,
-          c.expiration, c.started_on, c.rate, a.rate AS app_rate
+          c.expiration, c.started_on, c.rate, a.rate AS app_rate,
+          c.epoch AS campaign_epoch, CASE WHEN c.cut_finished THEN c.cut_devices END AS audience, a.healing
 """
 
 #: A batch that cannot be claimed now goes back to those that fan-out or sweep publish.
@@ -173,6 +177,9 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
         started_on=row["started_on"],
         rate=row["rate"],
         app_rate=row["app_rate"],
+        epoch=row["campaign_epoch"],
+        audience=row["audience"],
+        healing=row["healing"],
     )
     return Claim(
         batch_id=row["batch_id"],
