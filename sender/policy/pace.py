@@ -1,4 +1,5 @@
-"""How many pushes a grant may hold, and how large a batch may be, at a rate. Pure; the grants live in PostgreSQL."""
+"""How many pushes a grant may hold, how large a batch may be, and how late a push may be, at a rate. Pure; the grants
+live in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +8,10 @@ GRANT_SHARE = 1 / 20
 
 #: A grant may start at most this many seconds ahead; a worker that would have to wait longer asks again later.
 GRANT_AHEAD = 0.25
+
+#: A grant that was asked for late does not move the next one by as much as this share of the time between two pushes,
+#: within these seconds: small delays do not add up to a lower rate, and nothing worth the name of a burst is made up.
+LATE_SHARE, LEAST_LATE, MOST_LATE = 0.5, 0.025, 1.0
 
 
 def grant_size(rate: float | None, wanted: int) -> int:
@@ -19,3 +24,14 @@ def grant_size(rate: float | None, wanted: int) -> int:
 def batch_size(rate: float | None, wanted: int) -> int:
     """The size of a batch at a rate: a twentieth of a second's pushes, so that no worker sits on many."""
     return grant_size(rate, wanted)
+
+
+def lateness(rate: float) -> float:
+    """Seconds by which a push may be asked for late without the next one moving, at `rate` pushes a second."""
+    return min(max(LATE_SHARE / rate, LEAST_LATE), MOST_LATE)
+
+
+def urgent_ahead(rate: float) -> float:
+    """Seconds ahead that an urgent push may be given its place: behind the one push or grant that has its place
+    already, and before everybody who has none."""
+    return 2 * GRANT_AHEAD + 1 / rate

@@ -1,8 +1,9 @@
 """Grants: leave to issue pushes, taken in one statement over every limit that applies, wherever the worker runs.
 
-A limit's row says when its next push may go (`free_at`). A grant starts at the latest of those and moves each of them
-on by its own share; unused time is not banked, so that no burst follows a pause. The rows are locked in the order in
-which the scopes are given: installation, app, campaign.
+A limit's row says when its next push may go (`free_at`). A grant starts at the latest of those, and moves each of them
+on by its own share, from its own time: a limit that could have gone earlier loses nothing by one that could not. Unused
+time is not banked, so that no burst follows a pause; only a small lateness is forgiven, so that delays of milliseconds
+do not add up. The rows are locked in the order in which the scopes are given: installation, app, campaign.
 """
 
 from __future__ import annotations
@@ -10,33 +11,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sender.policy.pace import GRANT_AHEAD, GRANT_SHARE
+from sender.policy.pace import GRANT_AHEAD, GRANT_SHARE, lateness, urgent_ahead
 from sender.store.database import Transaction
 
 INSTALLATION = "installation"
 
 _GRANT = """
 WITH wanted AS (
-    SELECT scope, rate, ordinal
-    FROM unnest(%(scopes)s::text[], %(rates)s::float8[]) WITH ORDINALITY AS w(scope, rate, ordinal)
+    SELECT * FROM unnest(%(scopes)s::text[], %(rates)s::float8[], %(lates)s::float8[], %(aheads)s::float8[],
+                         %(furthests)s::float8[]) WITH ORDINALITY AS w(scope, rate, late, ahead, furthest, ordinal)
 ), locked AS (
-    SELECT l.scope, w.rate, l.free_at FROM wanted w JOIN {s}.limits l USING (scope) ORDER BY w.ordinal FOR UPDATE OF l
-), known AS (
-    SELECT scope, least(%(pushes)s / rate, %(longest)s) AS seconds,
-           -- further ahead than a grant at this rate reaches, it was written at a lower rate or by another clock
-           least(free_at, clock_timestamp() + make_interval(secs => %(ahead)s + least(greatest(1 / rate, %(share)s),
-                                                                                      %(longest)s))) AS free_at
-    FROM locked
+    SELECT w.*, l.free_at FROM wanted w JOIN {s}.limits l USING (scope) ORDER BY w.ordinal FOR UPDATE OF l
+), clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS now, count(*) AS found FROM locked  -- looked at when all of them are locked
+), own AS (
+    SELECT scope, least(%(pushes)s / rate, %(longest)s) AS seconds, clock.now + make_interval(secs => ahead) AS bound,
+           -- further ahead than any grant at this rate reaches, it was written at a lower rate or by another clock
+           greatest(least(free_at, clock.now + make_interval(secs => furthest)),
+                    clock.now - make_interval(secs => late)) AS free_at
+    FROM locked, clock
 ), start AS (
-    SELECT clock_timestamp() AS now, greatest(clock_timestamp(), max(free_at)) AS at, count(*) AS found FROM known
+    SELECT clock.found, extract(epoch FROM greatest(max(own.free_at) - clock.now, '0'))::float8 AS delay,
+           extract(epoch FROM max(own.free_at - own.bound))::float8 AS beyond
+    FROM clock, own GROUP BY clock.found, clock.now
 ), moved AS (
-    UPDATE {s}.limits l SET free_at = start.at + make_interval(secs => known.seconds)
-    FROM known, start
-    WHERE l.scope = known.scope AND start.found = %(limits)s
-      AND start.at <= start.now + make_interval(secs => %(ahead)s)
+    UPDATE {s}.limits l SET free_at = own.free_at + make_interval(secs => own.seconds)
+    FROM own, start
+    WHERE l.scope = own.scope AND start.found = %(limits)s AND start.beyond <= 0
     RETURNING 1
 )
-SELECT start.found, extract(epoch FROM start.at - start.now)::float8, (SELECT count(*) FROM moved) FROM start
+SELECT start.found, start.delay, start.beyond, (SELECT count(*) FROM moved) FROM start
 """
 
 #: Seconds that one push can take at the most: intervals have their bounds.
@@ -61,25 +65,25 @@ class Grant:
     delay: float
 
 
-def take(transaction: Transaction, limits: Sequence[Limit], pushes: int) -> Grant:
-    """Ask for leave to issue `pushes` pushes under all the limits together; see `sender.policy.pace.grant_size`."""
+def take(transaction: Transaction, limits: Sequence[Limit], pushes: int, *, urgent: bool = False) -> Grant:
+    """Ask for leave to issue `pushes` pushes under all the limits together; see `sender.policy.pace.grant_size`.
+
+    An urgent one may be given a place further ahead, so that those who ask again and again do not overtake it.
+    """
+    rates = [limit.rate for limit in limits]
     values = {
         "scopes": [limit.scope for limit in limits],
-        "rates": [limit.rate for limit in limits],
+        "rates": rates,
+        "lates": [lateness(rate) for rate in rates],
+        "aheads": [min(urgent_ahead(rate), _LONGEST) if urgent else GRANT_AHEAD for rate in rates],
+        "furthests": [min(urgent_ahead(rate) + max(1 / rate, GRANT_SHARE), _LONGEST) for rate in rates],
         "limits": len(limits),
         "pushes": pushes,
-        "ahead": GRANT_AHEAD,
-        "share": GRANT_SHARE,
         "longest": _LONGEST,
     }
     for _ in range(2):
-        row = transaction.execute(_GRANT, values).fetchone()
-        found, delay, moved = row or (0, None, 0)
+        found, delay, beyond, moved = transaction.execute(_GRANT, values).fetchone() or (0, 0.0, 0.0, 0)
         if found == len(limits):
-            return _grant(float(delay), moved > 0)
+            return Grant(granted=moved > 0, delay=delay if moved else max(0.0, beyond))
         transaction.execute(_CREATE, (values["scopes"],))
     return Grant(granted=False, delay=0.05)
-
-
-def _grant(delay: float, granted: bool) -> Grant:
-    return Grant(granted=granted, delay=max(0.0, delay if granted else delay - GRANT_AHEAD))
