@@ -19,6 +19,7 @@ class Gone:
 
     device_id: int
     token: str = field(repr=False)
+    environment: str = ""  # stored, when the push was made
     registered_at: datetime | None
     timestamp: datetime | None  # None: the instant of loading counts
     loaded_at: datetime
@@ -68,6 +69,8 @@ WITH hit AS MATERIALIZED (
            OR (d.stale_410_campaign_id IS NOT NULL AND d.stale_410_campaign_id <> %(campaign)s) AS dead
     FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token
     WHERE d.state IN ('active', 'blocklisted', 'quarantined')
+      AND NOT EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = %(campaign)s AND t.environment = d.environment
+                                                 AND t.state = 'tripped') -- by another worker, just now
     ORDER BY d.id FOR NO KEY UPDATE OF d
 ), changed AS (
     UPDATE {s}.devices d SET
