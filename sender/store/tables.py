@@ -330,6 +330,7 @@ class Trial(Table, table=True):
     __tablename__ = "trials"
     __table_args__ = (
         sa.PrimaryKeyConstraint("campaign_id", "environment"),
+        sa.Index("trials_open_idx", "campaign_id", postgresql_where=sa.text("state = 'trial'")),
         {"postgresql_with": {"fillfactor": "50"}},
     )
 
@@ -342,7 +343,7 @@ class Trial(Table, table=True):
     wrong_topic: int = _column(sa.BigInteger, server_default="0")  # DeviceTokenNotForTopic
     gone: int = _column(sa.BigInteger, server_default="0")  # 410
     probed: int = _column(sa.BigInteger, server_default="0")  # BadDeviceTokens that were tried in the other environment
-    moved: int = _column(sa.BigInteger, server_default="0")  # of those, accepted there
+    moved: int = _column(sa.BigInteger, server_default="0")  # devices that were accepted there
     judged_at: datetime | None = _column(TIMESTAMP, nullable=True)  # when it left the trial
 
 

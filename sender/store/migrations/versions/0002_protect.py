@@ -69,6 +69,7 @@ def upgrade() -> None:
         )
          WITH (fillfactor = 50)
     """)
+    op.execute("CREATE INDEX trials_open_idx ON trials (campaign_id) WHERE state = 'trial'")
     op.execute("""
         CREATE TABLE reservations (
             campaign_id BIGINT NOT NULL,
