@@ -18,6 +18,7 @@ LONGEST_USER = 255
 LONGEST_ATTRIBUTES = 16_384  # bytes of JSON
 LONGEST_NAME = 100  # of an attribute
 _AHEAD = timedelta(days=1)  # a clock may be wrong by that much
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 _LOCALE = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8})*")
 
@@ -94,11 +95,13 @@ def check_no_nul(value: Any) -> None:
 
 
 def check_time(moment: datetime, now: datetime) -> datetime:
-    """An aware time that is not in the future, but for clocks that differ."""
+    """An aware time from 1970 on that is not in the future, but for clocks that differ."""
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ValueError("must be an aware datetime: one with a time zone")
     if moment > now + _AHEAD:
         raise ValueError(f"{moment.isoformat()} is in the future")
+    if moment < _EARLIEST:  # the zero of some languages is the year 1, which is the year before in some zones
+        raise ValueError(f"{moment.isoformat()} is before 1970: leave it out when it is not known")
     return moment
 
 

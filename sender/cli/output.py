@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
 from rich.console import Console
+from rich.text import Text
 
 from sender.errors import InvalidInputError, SenderError
 from sender.redaction import redact
 
-console = Console()
-error_console = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class SafeConsole(Console):
+    """Shows the control characters of texts, as \\x1b, instead of obeying them: no file or user steers a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As Rich's, which every text and every cell of a table goes through."""
+        return super().render_str(visible(text), **options)
+
+
+console = SafeConsole()
+error_console = SafeConsole(stderr=True)
+
+
+def visible(text: str) -> str:
+    """The text with control characters, turns of direction and what is no UTF-8 escaped; line breaks and tabs stay."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def report_error(error: SenderError) -> None:

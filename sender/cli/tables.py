@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from sender.cli.output import console
+from sender.cli.output import SafeConsole, console
 
 
 def table(*columns: str) -> Table:
@@ -35,9 +34,9 @@ def print_table(made: Table) -> None:
     if console.is_terminal:
         console.print(made, markup=False, highlight=False)
         return
-    wide = Console(width=10_000)
+    wide = SafeConsole(width=10_000)
     width = max(Measurement.get(wide, wide.options, made).maximum, 1)
-    Console(width=width).print(made, markup=False, highlight=False)
+    SafeConsole(width=width).print(made, markup=False, highlight=False)
 
 
 def moment(at: datetime | None) -> str:

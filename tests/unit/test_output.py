@@ -1,0 +1,60 @@
+"""What the commands print: nobody's text steers the terminal it is shown on."""
+
+from __future__ import annotations
+
+import pytest
+
+from sender.cli import BUG
+from sender.cli.output import console, error_console, report_bug, report_error, visible
+from sender.cli.tables import facts, print_table, table
+from sender.errors import InvalidInputError, NotFoundError
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J\u202eb\ud800\x9bc"
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print(HOSTILE, markup=False)
+    error_console.print(HOSTILE)
+    cells = table("user")
+    cells.add_row(HOSTILE)
+    print_table(cells)
+    print_table(facts({"user": HOSTILE}))
+    report_error(NotFoundError("user", HOSTILE))
+    report_error(InvalidInputError(HOSTILE, [HOSTILE, HOSTILE]))
+    shown = "".join(capsys.readouterr())
+    assert shown.count("\\x1b]0;title") == 8
+    assert not {"\x1b", "\x07", "\u202e", "\ud800", "\x9b"} & set(shown)
+
+
+def test_lines_tabs_and_other_alphabets_stay() -> None:
+    text = "line\n\tтекст 日本 🎉 é"
+    assert visible(text) == text
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_without_values(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ValueError(f"duplicate key\nDETAIL:  Key (who)=(anna)\ntoken {'ab' * 32}")
+    report_bug(error)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "unexpected ValueError: duplicate key:" in shown and "anna" not in shown
+    monkeypatch.setenv("SENDER_LOG_LEVEL", "debug")
+    report_bug(error)
+    shown = capsys.readouterr().err
+    assert "anna" not in shown and "ab" * 32 not in shown and "DETAIL: …" in shown
+
+
+def test_the_command_ends_with_a_code_of_its_own_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sender.cli as cli
+
+    def broken(_words: object) -> None:
+        raise RuntimeError(f"who is {'cd' * 32}?")
+
+    monkeypatch.setattr(cli, "make_app", broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert caught.value.code == BUG
+    assert "Traceback" not in shown and "RuntimeError: who is cdcdcdcd…?" in shown
