@@ -4,17 +4,18 @@ run twice at once."""
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from uuid import UUID
 
 import structlog
 
 from sender.engine.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
+from sender.engine.housekeeping import Housekeeper
 from sender.engine.leases import lease_clock
+from sender.engine.poison import part_suspected
 from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import batches, cut, ledger, lifecycle, partitions, workers
+from sender.store import batches, cut, ledger, lifecycle, workers
 from sender.store.database import Database
 
 log = structlog.get_logger()
@@ -26,12 +27,6 @@ MOST_RETRIES = 20_000
 #: if there are some.
 LOST_AFTER, LOST_AFTER_BUSY = 5.0, 300.0
 
-#: Seconds between two rounds of the housekeeping that need not run every second.
-HOUSEKEEPING = 60.0
-
-#: Seconds after which a process that was not heard of is taken off the list.
-DEAD_AFTER = 86_400.0
-
 
 class Sweeper:
     """One process's sweep. What it remembers of heartbeats is its own: it judges by its own clock, and a new process
@@ -41,7 +36,7 @@ class Sweeper:
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[UUID, int, float]] = {}
         self._last = lease_clock()
-        self._kept_house = -HOUSEKEEPING
+        self._housekeeper = Housekeeper()
 
     def run(self, database: Database, settings: Settings, publish: Publish, waiting: Callable[[], int]) -> None:
         """One sweep. Does nothing when one is under way in this process.
@@ -53,8 +48,9 @@ class Sweeper:
         try:
             try:
                 self._reclaim(database, settings.lease)
+                part_suspected(database)
                 _finish(database)
-                self._keep_house(database)
+                self._housekeeper.run(database, settings)
                 _gather(database, settings.rate)
             except Exception:
                 self._seen.clear()  # heartbeats may have stood still because the database did
@@ -83,14 +79,6 @@ class Sweeper:
                     taken = batches.reclaim(transaction, batch_id, owner, beats, lease=lease)
                 if taken:
                     log.warning("claim_reclaimed", batch=batch_id)
-
-    def _keep_house(self, database: Database) -> None:
-        if time.monotonic() - self._kept_house < HOUSEKEEPING:
-            return
-        self._kept_house = time.monotonic()
-        with database.transaction() as transaction:
-            partitions.ensure_ahead(transaction)
-            workers.forget_dead(transaction, seconds=DEAD_AFTER)
 
 
 def _gather(database: Database, installation_rate: float | None) -> None:

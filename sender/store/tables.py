@@ -100,7 +100,13 @@ class Device(Table, table=True):
         sa.UniqueConstraint("token", "app_id"),  # in this order it serves look-ups by a token's beginning too
         sa.Index("devices_app_id_id_idx", "app_id", "id"),  # the cut's keyset
         sa.Index("devices_user_id_idx", "user_id"),
-        sa.Index("devices_quarantined_idx", "app_id", "id", postgresql_where=sa.text("state = 'quarantined'")),
+        sa.Index(
+            "devices_quarantined_idx",
+            "app_id",
+            "state_changed_at",
+            "id",
+            postgresql_where=sa.text("state = 'quarantined'"),
+        ),
         {"postgresql_with": {"fillfactor": "90"}},
     )
 
@@ -170,6 +176,11 @@ class Campaign(Table, table=True):
         ),
         sa.Index("campaigns_unfinished_idx", "id", postgresql_where=sa.text("finished_at IS NULL")),
         sa.Index("campaigns_app_id_idx", "app_id", "id"),
+        sa.Index(
+            "campaigns_retained_idx",
+            "started_on",
+            postgresql_where=sa.text("started_on IS NOT NULL AND sent_removed_at IS NULL"),
+        ),
     )
 
     id: int = _identity()
@@ -227,7 +238,7 @@ class Batch(Table, table=True):
 
     id: int = _identity()
     campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id"))
-    kind: str = _column(sa.Text, server_default="first")  # first, retry
+    kind: str = _column(sa.Text, server_default="first")  # first, retry, retest (of quarantined devices)
     wave: int = _column(sa.SmallInteger, server_default="0")  # room for local-time waves
     device_ids: list[int] = _column(pg.ARRAY(sa.BigInteger))
     size: int = _column(sa.Integer)
@@ -317,11 +328,12 @@ class Breaker(Table, table=True):
     cause: str | None = _column(sa.Text, nullable=True)  # of the last opening
     since: datetime = _column(TIMESTAMP, server_default=NOW)  # the state's
     until: datetime | None = _column(TIMESTAMP, nullable=True)  # open: no probe before; half open: the probe's time
-    trips: int = _column(sa.SmallInteger, server_default="0")  # openings in a row, without a success between
+    trips: int = _column(sa.SmallInteger, server_default="0")  # openings in a row: until it is back at full speed
     pace: float | None = _column(sa.Double, nullable=True)  # pushes a second; null: not limited by this
     pace_top: float | None = _column(sa.Double, nullable=True)  # what it fell from
     pace_cause: str | None = _column(sa.Text, nullable=True)
     paced_at: datetime | None = _column(TIMESTAMP, nullable=True)  # of the last step, down or up
+    slowed_at: datetime | None = _column(TIMESTAMP, nullable=True)  # of the last step down since it closed
 
 
 class Trial(Table, table=True):
@@ -401,7 +413,7 @@ class Intent(Table, table=True):
     __tablename__ = "intents"
     __table_args__ = (sa.PrimaryKeyConstraint("campaign_id", "device_id"),)
 
-    campaign_id: int = _column(sa.BigInteger, sa.ForeignKey("campaigns.id", ondelete="CASCADE"))
+    campaign_id: int = _column(sa.BigInteger)  # no foreign key: it would be checked for every push
     device_id: int = _column(sa.BigInteger)
     batch_id: int = _column(sa.BigInteger)
     epoch: int = _column(sa.Integer)  # of the claim that made it

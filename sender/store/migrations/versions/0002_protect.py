@@ -13,7 +13,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("ALTER TABLE apps ADD COLUMN healing BOOLEAN DEFAULT false NOT NULL")
-    op.execute("CREATE INDEX devices_quarantined_idx ON devices (app_id, id) WHERE state = 'quarantined'")
+    op.execute("""
+        CREATE INDEX devices_quarantined_idx ON devices (app_id, state_changed_at, id) WHERE state = 'quarantined'
+    """)
     op.execute("""
         ALTER TABLE campaigns
             ADD COLUMN over DOUBLE PRECISION,
@@ -23,6 +25,10 @@ def upgrade() -> None:
             ADD COLUMN retested BIGINT DEFAULT '0' NOT NULL,
             ADD COLUMN totals JSONB,
             ADD COLUMN sent_removed_at TIMESTAMP WITH TIME ZONE
+    """)
+    op.execute("""
+        CREATE INDEX campaigns_retained_idx ON campaigns (started_on)
+            WHERE started_on IS NOT NULL AND sent_removed_at IS NULL
     """)
     op.execute("""
         ALTER TABLE batches
@@ -42,6 +48,7 @@ def upgrade() -> None:
             pace_top DOUBLE PRECISION,
             pace_cause TEXT,
             paced_at TIMESTAMP WITH TIME ZONE,
+            slowed_at TIMESTAMP WITH TIME ZONE,
             CONSTRAINT breakers_pkey PRIMARY KEY (credential)
         )
          WITH (fillfactor = 50)
@@ -117,7 +124,6 @@ def upgrade() -> None:
             device_id BIGINT NOT NULL,
             batch_id BIGINT NOT NULL,
             epoch INTEGER NOT NULL,
-            CONSTRAINT intents_pkey PRIMARY KEY (campaign_id, device_id),
-            CONSTRAINT intents_campaign_id_fkey FOREIGN KEY(campaign_id) REFERENCES campaigns (id) ON DELETE CASCADE
+            CONSTRAINT intents_pkey PRIMARY KEY (campaign_id, device_id)
         )
     """)

@@ -1,0 +1,293 @@
+"""Retention on a real PostgreSQL: what goes, what stays, and who is never held up by it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+
+from sender import Sender
+from sender.engine import retention as steps
+from sender.engine.housekeeping import Housekeeper
+from sender.settings import Settings
+from sender.store import partitions
+from sender.store.database import Database
+from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_batch
+
+TODAY = partitions.today()
+RECENT = TODAY - timedelta(days=10)
+OLD = partitions.month_of(TODAY - timedelta(days=31))[0] - timedelta(days=15)  # its month ended over 30 days ago
+ANCIENT = partitions.month_of(TODAY - timedelta(days=180))[0] - timedelta(days=15)
+
+INSERT = "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, outcome) VALUES (%s, %s, %s, 'sent')"
+
+
+class Ledger:
+    """Campaigns of other times, with their rows."""
+
+    def __init__(self, database: Database, sender: Sender, settings: Settings) -> None:
+        self.database = database
+        self.sender = sender
+        self.settings = settings
+        with database.transaction() as transaction:
+            add_app(transaction)
+
+    def campaign(self, key: str, day: date, *, sent: int = 20, rejected: int = 5, finished: bool = True) -> int:
+        """A campaign that started on a day, with ledger rows and one batch; finished on the day after."""
+        self.sender.campaigns.enqueue(APP, key=key, payload=PAYLOAD)
+        with self.database.transaction() as transaction:
+            partitions.ensure_ledger(transaction, day)
+            [(id,)] = transaction.execute(
+                "UPDATE {s}.campaigns SET state = %(state)s, started_on = %(day)s, started_at = %(day)s, "
+                "created_at = %(day)s, cut_finished = true, cut_devices = %(all)s, audience_estimate = %(all)s, "
+                "finished_at = CASE WHEN %(state)s = 'completed' THEN %(day)s::timestamptz + interval '1 day' END "
+                "WHERE key = %(key)s RETURNING id",
+                {"state": "completed" if finished else "running", "day": day, "key": key, "all": sent + rejected},
+            ).fetchall()
+            transaction.execute(
+                "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, status, outcome, reason, at) "
+                "SELECT %(day)s, %(id)s, n, CASE WHEN n > %(sent)s THEN 410 ELSE 200 END, "
+                "CASE WHEN n > %(sent)s THEN 'rejected' ELSE 'sent' END, "
+                "CASE WHEN n > %(sent)s THEN 'Unregistered' END, %(day)s FROM generate_series(1, %(all)s) AS n",
+                {"day": day, "id": id, "sent": sent, "all": sent + rejected},
+            )
+            add_batch(
+                transaction, id, sent + rejected, sent=sent, rejected=rejected, reasons={"Unregistered": rejected}
+            )
+        return int(id)
+
+    def retain(self, **settings: Any) -> None:
+        for _ in steps.retain(self.database, self.settings.model_copy(update=settings)):
+            pass
+
+    def rows(self, statement: str, params: Any = None) -> list[Any]:
+        with self.database.transaction() as transaction:
+            return transaction.execute(statement, params).fetchall()
+
+    def outcomes(self, campaign_id: int) -> dict[str, int]:
+        return dict(
+            self.rows(
+                "SELECT outcome, count(*) FROM {s}.deliveries WHERE campaign_id = %s GROUP BY outcome", (campaign_id,)
+            )
+        )
+
+    def months(self, parent: str = partitions.LEDGER) -> set[date]:
+        with self.database.transaction() as transaction:
+            return {month.first for month in partitions.months(transaction, parent)}
+
+    def removed(self, key: str) -> bool:
+        [(at,)] = self.rows("SELECT sent_removed_at FROM {s}.campaigns WHERE key = %s", (key,))
+        return at is not None
+
+    def tables(self) -> set[str]:
+        return {
+            name
+            for (name,) in self.rows("SELECT tablename FROM pg_tables WHERE schemaname = %s", (self.database.schema,))
+        }
+
+
+@pytest.fixture
+def ledger(database: Database, sender: Sender, settings: Settings) -> Ledger:
+    return Ledger(database, sender, settings)
+
+
+def test_a_month_that_is_old_enough_loses_its_sent_rows_and_keeps_the_others(ledger: Ledger) -> None:
+    old, recent = ledger.campaign("old", OLD), ledger.campaign("recent", RECENT)
+    ledger.retain()
+    assert ledger.outcomes(old) == {"rejected": 5}
+    assert ledger.outcomes(recent) == {"sent": 20, "rejected": 5}
+    assert (ledger.removed("old"), ledger.removed("recent")) == (True, False)
+    assert not [name for name in ledger.tables() if name.endswith("_kept")]
+
+
+def test_a_month_without_its_sent_rows_is_a_partition_like_the_others(ledger: Ledger) -> None:
+    old = ledger.campaign("old", OLD)
+    shape = "SELECT count(*) FROM pg_indexes WHERE schemaname = %s AND tablename = %s"
+    checks = "SELECT count(*) FROM pg_constraint WHERE contype = 'c' AND conrelid = %s::regclass"
+    name = f"deliveries_{OLD:%Y_%m}"
+    before = ledger.rows(shape, (ledger.database.schema, name))
+    ledger.retain()
+    assert ledger.rows(shape, (ledger.database.schema, name)) == before == [(2,)]
+    assert ledger.rows(checks, (f"{ledger.database.schema}.{name}",)) == [(0,)]
+    insert = (
+        "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, outcome) "
+        "VALUES (%s, %s, 25, 'sent') ON CONFLICT DO NOTHING RETURNING 1"
+    )
+    assert ledger.rows(insert, (OLD, old)) == []  # still unique
+
+
+def test_nothing_is_done_twice_and_two_at_once_do_no_harm(ledger: Ledger) -> None:
+    ids = [ledger.campaign(f"old-{number}", OLD) for number in range(3)]
+    threads = [threading.Thread(target=ledger.retain) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ledger.retain()
+    assert [ledger.outcomes(id) for id in ids] == [{"rejected": 5}] * 3
+    before = ledger.rows("SELECT tableoid, ctid FROM {s}.deliveries")
+    ledger.retain()
+    assert ledger.rows("SELECT tableoid, ctid FROM {s}.deliveries") == before
+
+
+def test_a_month_is_dropped_when_its_errors_are_old_enough_too(ledger: Ledger) -> None:
+    ancient = ledger.campaign("ancient", ANCIENT)
+    ledger.retain()
+    assert ledger.outcomes(ancient) == {} and ANCIENT.replace(day=1) not in ledger.months()
+    assert ledger.removed("ancient")
+
+
+def test_a_month_stays_while_one_of_its_campaigns_has_not_finished(ledger: Ledger) -> None:
+    ledger.campaign("done", ANCIENT)
+    running = ledger.campaign("running", ANCIENT, finished=False)
+    ledger.retain()
+    assert ledger.outcomes(running) == {"sent": 20, "rejected": 5}
+    assert not ledger.removed("done")
+
+
+def test_what_is_empty_is_kept_for_ever(ledger: Ledger) -> None:
+    ancient = ledger.campaign("ancient", ANCIENT)
+    ledger.retain(retain_sent=None, retain_errors=None)
+    assert ledger.outcomes(ancient) == {"sent": 20, "rejected": 5}
+    assert ledger.rows("SELECT count(*) FROM {s}.batches") == [(1,)]
+
+
+def test_rows_of_an_app_that_was_removed_go_too(ledger: Ledger) -> None:
+    old = ledger.campaign("old", OLD)
+    ledger.sender.apps.remove(APP)
+    ledger.retain()
+    assert ledger.outcomes(old) == {"rejected": 5}
+
+
+def test_the_copy_goes_on_where_it_was_left(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "COPY_PAGES", 1)
+    old = ledger.campaign("old", OLD, sent=2000, rejected=300)
+    for _, _ in zip(range(4), steps.retain(ledger.database, ledger.settings), strict=False):
+        pass
+    assert ledger.outcomes(old) == {"sent": 2000, "rejected": 300}
+    [(copied,)] = ledger.rows(f"SELECT count(*) FROM {{s}}.deliveries_{OLD:%Y_%m}_kept")
+    [(noted,)] = ledger.rows(
+        "SELECT obj_description(to_regclass(%s), 'pg_class')",
+        (f"{ledger.database.schema}.deliveries_{OLD:%Y_%m}_kept",),
+    )
+    assert '"pages": 3' in noted or '"pages": 2' in noted
+    ledger.retain()
+    assert ledger.outcomes(old) == {"rejected": 300}
+    assert copied < 300
+
+
+def test_an_open_insert_into_another_month_is_not_waited_for_long_and_not_held_up(ledger: Ledger) -> None:
+    """A worker's transaction that has inserted, and is still open, must be able to go on inserting."""
+    old, recent = ledger.campaign("old", OLD), ledger.campaign("recent", RECENT)
+    with ledger.database.transaction() as transaction:
+        transaction.execute(INSERT, (RECENT, recent, 1001))
+        ledger.retain()  # cannot have its lock; comes back all the same
+        transaction.execute(INSERT, (RECENT, recent, 1002))
+    assert ledger.outcomes(old) == {"sent": 20, "rejected": 5}
+    assert not ledger.removed("old")
+    ledger.retain()
+    assert ledger.outcomes(old) == {"rejected": 5}
+    assert ledger.outcomes(recent)["sent"] == 22
+
+
+def test_months_of_the_changelog_go_when_they_are_asked_to(ledger: Ledger) -> None:
+    with ledger.database.transaction() as transaction:
+        partitions.ensure_changelog(transaction, ANCIENT)
+        for day in (ANCIENT, ANCIENT - timedelta(days=100), RECENT):
+            transaction.execute(
+                "INSERT INTO {s}.changelog (at, kind, actor) VALUES (%s, 'registered', 'sender')", (day,)
+            )
+    ledger.retain()
+    assert ledger.rows("SELECT count(*) FROM {s}.changelog") == [(3,)]
+    ledger.retain(retain_changelog=180)
+    assert ledger.rows("SELECT at::date FROM {s}.changelog") == [(RECENT,)]
+    assert ANCIENT.replace(day=1) not in ledger.months(partitions.CHANGELOG)
+
+
+def test_batches_are_folded_into_counts_that_the_report_goes_on_to_tell(ledger: Ledger) -> None:
+    ledger.campaign("old", TODAY - timedelta(days=40))
+    ledger.campaign("recent", RECENT)
+    ledger.campaign("running", TODAY - timedelta(days=40), finished=False)
+    before = ledger.sender.campaigns.show("old")
+    ledger.retain()
+    after = ledger.sender.campaigns.show("old")
+    assert (after.sent, after.rejected, after.audience, after.by_reason) == (20, 5, 25, {"Unregistered": 5})
+    assert (before.sent, before.rejected, before.audience, before.by_reason) == (20, 5, 25, {"Unregistered": 5})
+    assert ledger.rows(
+        "SELECT c.key FROM {s}.batches b JOIN {s}.campaigns c ON c.id = b.campaign_id ORDER BY c.id"
+    ) == [("recent",), ("running",)]
+
+
+def test_the_report_is_right_while_only_some_batches_are_deleted(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = ledger.campaign("old", TODAY - timedelta(days=40))
+    with ledger.database.transaction() as transaction:
+        for _ in range(4):
+            add_batch(transaction, id, 10, sent=10)
+        transaction.execute("UPDATE {s}.campaigns SET cut_devices = 65")
+    monkeypatch.setattr(steps, "DELETE_BATCHES", 2)
+    for _ in steps.retain(ledger.database, ledger.settings):
+        report = ledger.sender.campaigns.show("old")
+        assert (report.sent, report.rejected, report.audience) == (60, 5, 65)
+    assert ledger.rows("SELECT count(*) FROM {s}.batches") == [(0,)]
+
+
+def test_limits_of_finished_campaigns_are_forgotten(ledger: Ledger) -> None:
+    old = ledger.campaign("old", OLD)
+    running = ledger.campaign("running", RECENT, finished=False)
+    scopes = ["installation", "app:1", f"campaign:{old}", f"campaign:{running}", "campaign:999999"]
+    ledger.rows("INSERT INTO {s}.limits (scope) SELECT unnest(%s::text[]) RETURNING 1", (scopes,))
+    ledger.retain()
+    left = {scope for (scope,) in ledger.rows("SELECT scope FROM {s}.limits")}
+    assert left == {"installation", "app:1", f"campaign:{running}"}
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_housekeeping_goes_on_soon_with_what_it_left_over_and_rests_when_nothing_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "COPY_PAGES", 1)
+    old = ledger.campaign("old", OLD, sent=500)
+    clock = Clock()
+    keeper = Housekeeper(clock)
+
+    def slow(*_: Any) -> Iterator[None]:
+        for step in steps.retain(ledger.database, ledger.settings):
+            clock.now += 1.0  # more than a round's budget
+            yield step
+
+    monkeypatch.setattr("sender.engine.housekeeping.retain", slow)
+    rounds = 0
+    while ledger.outcomes(old).get("sent"):
+        keeper.run(ledger.database, ledger.settings)
+        clock.now += 2.0
+        rounds += 1
+        assert rounds < 100
+    assert rounds > 3
+
+
+def test_housekeeping_makes_partitions_ahead_while_somebody_inserts(ledger: Ledger) -> None:
+    recent = ledger.campaign("recent", TODAY)
+    last = max(ledger.months())
+    with ledger.database.transaction() as transaction:
+        transaction.execute(f"DROP TABLE {{s}}.deliveries_{last:%Y_%m}")
+        transaction.execute(f"DROP TABLE {{s}}.changelog_{last:%Y_%m}")
+    with ledger.database.transaction() as transaction:
+            transaction.execute(INSERT, (TODAY, recent, 2001))
+        transaction.execute("INSERT INTO {s}.changelog (kind, actor) VALUES ('registered', 'sender')")
+        Housekeeper().run(ledger.database, ledger.settings)
+        assert last in ledger.months() and last in ledger.months(partitions.CHANGELOG)
+        transaction.execute(INSERT, (TODAY, recent, 2002))
+    assert ledger.outcomes(recent)["sent"] == 22
