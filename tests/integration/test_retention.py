@@ -285,7 +285,7 @@ def test_housekeeping_makes_partitions_ahead_while_somebody_inserts(ledger: Ledg
         transaction.execute(f"DROP TABLE {{s}}.deliveries_{last:%Y_%m}")
         transaction.execute(f"DROP TABLE {{s}}.changelog_{last:%Y_%m}")
     with ledger.database.transaction() as transaction:
-            transaction.execute(INSERT, (TODAY, recent, 2001))
+        transaction.execute(INSERT, (TODAY, recent, 2001))
         transaction.execute("INSERT INTO {s}.changelog (kind, actor) VALUES ('registered', 'sender')")
         Housekeeper().run(ledger.database, ledger.settings)
         assert last in ledger.months() and last in ledger.months(partitions.CHANGELOG)
