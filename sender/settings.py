@@ -49,6 +49,16 @@ class Settings(BaseSettings):
     retain_errors: int | None = Field(180, ge=1)  # whole months of the ledger; not shorter than retain_sent
     retain_changelog: int | None = Field(None, ge=1)  # whole months of the push changelog
 
+    # Guard: answers that point at the configuration and not at the devices; shares of those that say something of a token
+    guard_outstanding: int = Field(500, ge=1)  # pushes of a starting campaign that wait for results, in each environment
+    guard_judged: int = Field(300, ge=1)  # results that end a start; fewer trip nothing but a tiny audience
+    guard_window: int = Field(2000, ge=1)  # results that each worker looks back on afterwards
+    guard_share: float = Field(0.2, gt=0, le=1)  # of BadDeviceToken and DeviceTokenNotForTopic, from which it trips
+    guard_times: float = Field(5.0, ge=1)  # unless the app's usual share, so many times, is more than that
+    guard_most_share: float = Field(0.6, gt=0, le=1)  # from which it trips whatever is usual
+    guard_gone_share: float = Field(0.6, gt=0, le=1)  # of 410s, if it is guard_times the app's usual share as well
+    guard_history: int = Field(300, ge=1)  # results of an app in an environment that make a share usual
+
     # APNs
     apns_production_url: str = "https://api.push.apple.com:443"  # port 2197 works too; or a simulator
     apns_sandbox_url: str = "https://api.sandbox.push.apple.com:443"  # for tokens of builds run from Xcode

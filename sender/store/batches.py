@@ -73,7 +73,8 @@ WHERE b.id = %(batch)s AND b.state = 'open' AND c.id = b.campaign_id AND c.state
 RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.device_ids, now() AS loaded_at,
           c.id, c.key, c.app_id, a.bundle_id, c.payload, c.push_type, c.priority, c.collapse_id, c.delivery,
           c.expiration, c.started_on, c.rate, a.rate AS app_rate,
-          c.epoch AS campaign_epoch, CASE WHEN c.cut_finished THEN c.cut_devices END AS audience, a.healing
+          c.epoch AS campaign_epoch, CASE WHEN c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
+               THEN c.cut_devices END AS audience, a.healing
 """
 
 #: A batch that cannot be claimed now goes back to those that fan-out or sweep publish.
