@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     # Campaigns
     expires_in: float = Field(30 * 86_400, ge=0)  # seconds from a campaign's start
     start_grace: float = Field(3600, ge=0)  # seconds by which a scheduled start may be late and still happen
+    retest_share: float = Field(0.01, ge=0, le=1)  # of a campaign's size, taken from quarantine at its end; 0: none
+    quarantine_days: int = Field(90, ge=0)  # after which a quarantined token is held to be invalid; 0: never
 
     # Retention, in days; empty: kept for ever
     retain_sent: int | None = Field(30, ge=1)  # whole months of `sent` rows; the batches of campaigns that have ended

@@ -26,7 +26,14 @@ def tick() -> None:
 def fanout(*, campaign: str, id: int) -> dict[str, int | bool]:
     """Cut and publish a campaign for one turn; tick asks for the next. `campaign` is for people who search Flower."""
     here = runtime()
-    turn = cut_campaign(here.database, id, publish, installation_rate=here.settings.rate, stopped=stopping)
+    turn = cut_campaign(
+        here.database,
+        id,
+        publish,
+        installation_rate=here.settings.rate,
+        retest_share=here.settings.retest_share,
+        stopped=stopping,
+    )
     return {"devices": turn.devices, "batches": turn.batches, "finished": turn.finished}
 
 

@@ -17,6 +17,9 @@ MOST_OPEN = 200
 #: Never fewer, so that workers find something while the next ones are cut.
 LEAST_OPEN = 2
 
+#: How much of a campaign's size is taken from quarantine at its end, if nothing else is set (SENDER_RETEST_SHARE).
+RETEST_SHARE = 0.01
+
 #: Seconds of sending that may be open, at a limited rate.
 OPEN_SECONDS = 1.0
 
@@ -64,13 +67,14 @@ def cut_campaign(
     publish: Publish,
     *,
     installation_rate: float | None = None,
+    retest_share: float = RETEST_SHARE,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Turn:
     """Cut and publish for one turn. Two turns on one campaign at once do no harm: its row is held while it is cut."""
     devices = batches = 0
     end = time.monotonic() + TURN
     while not stopped():
-        step = _step(database, campaign_id, installation_rate)
+        step = _step(database, campaign_id, installation_rate, retest_share)
         if step is None:
             return Turn(devices=devices, batches=batches, finished=True)
         publish_all(database, publish, step.key, step.publishable, step.urgent)
@@ -99,7 +103,7 @@ def publish_all(database: Database, publish: Publish, key: str, batch_ids: Seque
         raise
 
 
-def _step(database: Database, campaign_id: int, installation_rate: float | None) -> _Step | None:
+def _step(database: Database, campaign_id: int, installation_rate: float | None, retest_share: float) -> _Step | None:
     with database.transaction() as transaction:
         cutting = cut.hold(transaction, campaign_id, installation_rate=installation_rate)
         if cutting is None:
@@ -111,7 +115,9 @@ def _step(database: Database, campaign_id: int, installation_rate: float | None)
         devices, finished = 0, cutting.finished
         if not full and not finished:
             wanted = max(1, min(room, MOST_CUT // size))
-            devices, finished = cut.cut(transaction, cutting, size=size, batches=wanted, window=WINDOW)
+            devices, finished = cut.cut(
+                transaction, cutting, size=size, batches=wanted, window=WINDOW, retest_share=retest_share
+            )
         ids = cut.publishable(transaction, campaign_id, cutting.low_batch_id, most=MOST_OPEN)
     return _Step(
         key=cutting.key,

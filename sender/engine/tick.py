@@ -7,7 +7,7 @@ import json
 import structlog
 
 from sender.engine.fanout import RESERVED
-from sender.store import lifecycle, partitions, workers
+from sender.store import canaries, lifecycle, partitions, workers
 from sender.store.database import Database
 from sender.store.lifecycle import Due
 
@@ -37,6 +37,12 @@ def _start(database: Database, campaign: Due) -> None:
         partitions.ensure_ledger(transaction, campaign.today)
     with database.transaction() as transaction:
         count = lifecycle.audience_of(transaction, campaign.id)
-        started = lifecycle.start(transaction, campaign, estimate=count.total, exclusions=json.dumps(count.excluded))
+        started = lifecycle.start(
+            transaction,
+            campaign,
+            estimate=count.total,
+            exclusions=json.dumps(count.excluded),
+            canary=canaries.draw(transaction, campaign.id, count.total),
+        )
     if started:
         log.info("campaign_started", campaign=campaign.key, audience_estimate=count.total)

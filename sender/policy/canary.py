@@ -42,9 +42,9 @@ class Weighed:
     words: str
 
 
-def is_ready(sample: Sample, *, busy: bool) -> bool:
-    """Whether the sample can be weighed. `busy`: some of it is under way, or due within moments."""
-    return not busy and sample.final >= ENOUGH * sample.size
+def is_ready(sample: Sample) -> bool:
+    """Whether a sample, of which nothing is under way, has enough results to be weighed."""
+    return sample.final >= ENOUGH * sample.size
 
 
 def weigh(sample: Sample, thresholds: Mapping[str, float]) -> Weighed:

@@ -59,9 +59,14 @@ DEVICE_MOVES: Mapping[DeviceState, frozenset[DeviceState]] = {
     DeviceState.BLOCKLISTED: frozenset(
         {DeviceState.ACTIVE, DeviceState.QUARANTINED, DeviceState.INVALID, DeviceState.OPTED_OUT}
     ),
-    DeviceState.QUARANTINED: frozenset({DeviceState.ACTIVE, DeviceState.INVALID, DeviceState.OPTED_OUT}),
-    DeviceState.INVALID: frozenset({DeviceState.ACTIVE, DeviceState.OPTED_OUT}),  # registering again revives
-    DeviceState.OPTED_OUT: frozenset({DeviceState.ACTIVE, DeviceState.INVALID}),
+    # Where a device becomes active again, its blocklisting goes on if it has not ended.
+    DeviceState.QUARANTINED: frozenset(
+        {DeviceState.ACTIVE, DeviceState.BLOCKLISTED, DeviceState.INVALID, DeviceState.OPTED_OUT}
+    ),
+    DeviceState.INVALID: frozenset(  # registering again revives; an operator restores
+        {DeviceState.ACTIVE, DeviceState.BLOCKLISTED, DeviceState.QUARANTINED, DeviceState.OPTED_OUT}
+    ),
+    DeviceState.OPTED_OUT: frozenset({DeviceState.ACTIVE, DeviceState.BLOCKLISTED, DeviceState.INVALID}),
 }
 
 
@@ -115,7 +120,7 @@ class BreakerState(StrEnum):
 
 BREAKER_MOVES: Mapping[BreakerState, frozenset[BreakerState]] = {
     BreakerState.CLOSED: frozenset({BreakerState.OPEN}),
-    BreakerState.OPEN: frozenset({BreakerState.HALF_OPEN}),
+    BreakerState.OPEN: frozenset({BreakerState.HALF_OPEN, BreakerState.CLOSED}),  # closed at once: by a person
     BreakerState.HALF_OPEN: frozenset({BreakerState.CLOSED, BreakerState.OPEN}),
 }
 
@@ -139,9 +144,9 @@ class CanaryState(StrEnum):
     """How far a campaign with a canary is."""
 
     SENDING = "sending"  # only its sample is cut and sent
-    WAITING = "waiting"  # the sample has its results; a person resumes it (`--hold`)
+    WAITING = "waiting"  # the sample has good results; paused until a person resumes it (`--hold`)
     PASSED = "passed"  # the rest is cut and sent
-    STOPPED = "stopped"  # the sample's results were over a threshold: paused
+    STOPPED = "stopped"  # the guard tripped, or the sample's results were over a threshold: paused
 
 
 CANARY_MOVES: Mapping[CanaryState, frozenset[CanaryState]] = {

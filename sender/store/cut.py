@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
 from sender.audience import Segment
 from sender.model import PushType
+from sender.policy.states import CanaryState
+from sender.store import canaries, quarantine
 from sender.store.batches import as_array
 from sender.store.database import Transaction
 from sender.store.segments import compile_segment, reachable
@@ -32,13 +35,16 @@ class Cutting:
     finished: bool
     audience_estimate: int
     low_batch_id: int
+    canary: dict[str, Any] | None
+    canary_state: str | None
     now: datetime
 
 
 _HOLD = """
 SELECT c.id, c.key, c.app_id, c.segment, c.push_type,
        least(c.rate, a.rate, %(installation)s::float8) AS rate, c.batch_size, c.cut_cursor AS cursor,
-       c.cut_limit AS limit, c.cut_finished AS finished, c.audience_estimate, c.low_batch_id, c.started_at AS now
+       c.cut_limit AS limit, c.cut_finished AS finished, c.audience_estimate, c.low_batch_id,
+       c.canary, c.canary_state, c.started_at AS now
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 WHERE c.id = %(campaign)s AND c.state = 'running' AND a.state = 'active'
 FOR NO KEY UPDATE OF c
@@ -78,6 +84,11 @@ RETURNING id
 
 _ADVANCE = """
 UPDATE {s}.campaigns SET cut_cursor = %(cursor)s, cut_finished = %(finished)s, cut_devices = cut_devices + %(devices)s
+WHERE id = %(campaign)s RETURNING cut_devices
+"""
+
+_ADD_RETESTS = """
+UPDATE {s}.campaigns SET retested = retested + %(devices)s, cut_devices = cut_devices + %(devices)s
 WHERE id = %(campaign)s
 """
 
@@ -155,10 +166,13 @@ def open_batches(transaction: Transaction, cutting: Cutting, *, seconds: float) 
     return int(count)
 
 
-def cut(transaction: Transaction, cutting: Cutting, *, size: int, batches: int, window: int) -> tuple[int, bool]:
-    """Cut at most `batches` batches of `size` devices, looking at no more than `window` ids.
+def cut(
+    transaction: Transaction, cutting: Cutting, *, size: int, batches: int, window: int, retest_share: float = 0.0
+) -> tuple[int, bool]:
+    """Cut at most `batches` batches of `size` devices, looking at no more than `window` ids; at the end of it also
+    the share of what was cut that is taken from quarantine.
 
-    Returns (devices cut, whether the audience is cut to its end).
+    Returns (devices cut, whether what may be cut now is cut to its end: the sample of a canary, or the audience).
     """
     device = Device.__table__  # type: ignore[attr-defined]
     top = min(cutting.cursor + window, cutting.limit)
@@ -171,6 +185,7 @@ def cut(transaction: Transaction, cutting: Cutting, *, size: int, batches: int, 
             device.c.id <= top,
             reachable(cutting.push_type, cutting.app_id),
             compile_segment(cutting.segment, cutting.app_id, cutting.now),
+            *canaries.part(cutting.key, cutting.canary, cutting.canary_state),
         )
         .order_by(device.c.id)
         .limit(wanted)
@@ -178,13 +193,33 @@ def cut(transaction: Transaction, cutting: Cutting, *, size: int, batches: int, 
     ids = [id for (id,) in transaction.execute(statement)]
     full = len(ids) == wanted
     cursor = ids[-1] if full else top
+    finished = cursor >= cutting.limit
     if ids:
         insert(transaction, cutting.id, "first", [ids[at : at + size] for at in range(0, len(ids), size)])
-    transaction.execute(
-        _ADVANCE,
-        {"campaign": cutting.id, "cursor": cursor, "finished": cursor >= cutting.limit, "devices": len(ids)},
+    (whole,) = transaction.execute(
+        _ADVANCE, {"campaign": cutting.id, "cursor": cursor, "finished": finished, "devices": len(ids)}
+    ).fetchone() or (0,)
+    if finished and cutting.canary_state in (None, CanaryState.PASSED):
+        return len(ids) + _cut_retests(transaction, cutting, most=int(whole * retest_share), size=size), finished
+    return len(ids), finished
+
+
+def _cut_retests(transaction: Transaction, cutting: Cutting, *, most: int, size: int) -> int:
+    """Add quarantined devices of the segment, the longest ago first; returns how many."""
+    ids = quarantine.to_retest(
+        transaction,
+        cutting.app_id,
+        cutting.segment,
+        cutting.push_type,
+        campaign_id=cutting.id,
+        limit=cutting.limit,
+        started_at=cutting.now,
+        most=most,
     )
-    return len(ids), cursor >= cutting.limit
+    if ids:
+        insert(transaction, cutting.id, "retest", [ids[at : at + size] for at in range(0, len(ids), size)])
+        transaction.execute(_ADD_RETESTS, {"campaign": cutting.id, "devices": len(ids)})
+    return len(ids)
 
 
 def insert(transaction: Transaction, campaign_id: int, kind: str, batches: Sequence[Sequence[int]]) -> list[int]:

@@ -116,25 +116,33 @@ def invalidate(transaction: Transaction, hits: Sequence[Gone], campaign_id: int 
     return InvalidateResult(invalidated=invalidated, kept=kept)
 
 
+#: The second hit of a later campaign confirms the first, while pushes to the same app and environment are accepted in
+#: that campaign. Campaigns that run at the same time may share one fault of the configuration.
 _QUARANTINE = """
 WITH hit AS MATERIALIZED (
     SELECT DISTINCT ON (device_id) *
     FROM unnest(%(ids)s::bigint[], %(tokens)s::text[], %(reasons)s::text[], %(apns_ids)s::uuid[])
          AS h (device_id, token, reason, apns_id)
 ), held AS MATERIALIZED (
-    SELECT d.id, d.state AS old_state, h.reason, h.apns_id
+    SELECT d.id, d.state AS old_state, h.reason, h.apns_id,
+           CASE WHEN d.state = 'quarantined' THEN 'invalid' ELSE 'quarantined' END AS new_state
     FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token
     WHERE d.state IN ('active', 'blocklisted')
+       OR d.state = 'quarantined' AND d.state_campaign_id <> %(campaign)s
+          AND d.state_changed_at < (SELECT started_at FROM {s}.campaigns WHERE id = %(campaign)s)
+          AND EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = %(campaign)s AND t.environment = d.environment
+                      AND t.accepted > 0 AND t.state <> 'tripped')
     ORDER BY d.id FOR NO KEY UPDATE OF d
 ), changed AS (
-    UPDATE {s}.devices d SET state = 'quarantined', state_reason = h.reason, state_changed_at = now(),
+    UPDATE {s}.devices d SET state = h.new_state, state_reason = h.reason, state_changed_at = now(),
                              state_campaign_id = %(campaign)s
     FROM held h WHERE d.id = h.id
-    RETURNING d.id, d.app_id, d.user_id, d.environment, h.old_state, h.reason, h.apns_id
+    RETURNING d.id, d.app_id, d.user_id, d.environment, h.old_state, h.new_state, h.reason, h.apns_id
 ), logged AS (
     INSERT INTO {s}.changelog (kind, actor, app_id, device_id, user_id, old, new, reason, campaign_id, apns_id)
-    SELECT 'quarantined', 'apns', app_id, id, user_id, jsonb_build_object('state', old_state),
-           jsonb_build_object('state', 'quarantined', 'environment', environment), reason, %(campaign)s, apns_id
+    SELECT CASE new_state WHEN 'invalid' THEN 'invalidated' ELSE 'quarantined' END, 'apns', app_id, id, user_id,
+           jsonb_build_object('state', old_state),
+           jsonb_build_object('state', new_state, 'environment', environment), reason, %(campaign)s, apns_id
     FROM changed ORDER BY id
 )
 SELECT count(*) FROM changed
@@ -142,7 +150,8 @@ SELECT count(*) FROM changed
 
 
 def quarantine(transaction: Transaction, hits: Sequence[Suspect], campaign_id: int | None) -> int:
-    """Set aside devices whose token, or whose configuration, APNs calls wrong. Returns how many changed."""
+    """Set aside devices whose token, or whose configuration, APNs calls wrong; those that an earlier campaign set
+    aside are invalid now. Returns how many changed."""
     if not hits:
         return 0
     return _count(

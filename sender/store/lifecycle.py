@@ -40,7 +40,9 @@ SET state = 'running', state_reason = NULL, state_actor = 'system', epoch = epoc
     expiration = CASE WHEN expires_in > 0 THEN date_trunc('second', now()) + make_interval(secs => expires_in) END,
     low_batch_id = (SELECT coalesce(max(id), 0) FROM {s}.batches),
     cut_limit = (SELECT coalesce(max(id), 0) FROM {s}.devices),
-    audience_estimate = %(estimate)s, exclusions = %(exclusions)s::jsonb
+    audience_estimate = %(estimate)s, exclusions = %(exclusions)s::jsonb,
+    canary = coalesce(%(canary)s::jsonb, canary),
+    canary_state = CASE WHEN %(canary)s::jsonb IS NOT NULL THEN 'sending' WHEN canary IS NOT NULL THEN 'passed' END
 WHERE id = %(id)s AND state = ANY(%(from)s) AND (now() AT TIME ZONE 'UTC')::date = %(today)s
 RETURNING id
 """
@@ -57,7 +59,8 @@ UPDATE {s}.campaigns c SET state = CASE WHEN c.state = 'running' THEN 'completed
     state_reason = CASE WHEN c.state = 'running' THEN NULL ELSE c.state_reason END,
     epoch = epoch + 1, finished_at = now(), cut_finished = true
 WHERE c.finished_at IS NULL
-  AND (c.state = 'running' AND c.cut_finished OR c.state IN ('cancelled', 'failed', 'missed'))
+  AND (c.state = 'running' AND c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
+       OR c.state IN ('cancelled', 'failed', 'missed'))
   AND NOT EXISTS (
       SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
   AND NOT EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = c.id)
@@ -86,8 +89,10 @@ def audience_of(transaction: Transaction, campaign_id: int) -> AudienceCount:
     )
 
 
-def start(transaction: Transaction, campaign: Due, *, estimate: int, exclusions: str) -> bool:
-    """Start a campaign: fixes its expiration, its place in the ledger, and which devices it may reach.
+def start(
+    transaction: Transaction, campaign: Due, *, estimate: int, exclusions: str, canary: str | None = None
+) -> bool:
+    """Start a campaign: fixes its expiration, its place in the ledger, which devices it may reach, and its sample.
 
     False when somebody else did, or when midnight (UTC) has passed since `due`: the next tick finds it again.
     """
@@ -100,6 +105,7 @@ def start(transaction: Transaction, campaign: Due, *, estimate: int, exclusions:
                 "from": [CampaignState.SCHEDULED.value],  # not paused: resuming is not starting
                 "estimate": estimate,
                 "exclusions": exclusions,
+                "canary": canary,
             },
         ).fetchone()
         is not None

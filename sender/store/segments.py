@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,8 @@ NEEDS_AUTHORIZATION = frozenset({PushType.ALERT})
 #: Blocklisted devices belong to an audience: their deliveries wait for the end of the blocklisting.
 _PUSHABLE = (DeviceState.ACTIVE.value, DeviceState.BLOCKLISTED.value)
 _SHARES = 1_000_000  # the grain of a percentage
+#: How many different numbers `lot` gives.
+LOTS = 2**62
 
 #: Why devices of a segment are left out, in the order in which the first that applies counts.
 CAUSES = {
@@ -61,14 +64,16 @@ def compile_segment(segment: seg.Segment, app_id: int, now: datetime | None = No
     return sa.and_(devices.c.app_id == app_id, _condition(segment, now))
 
 
-def reachable(push_type: PushType, app_id: int | None = None) -> sa.ColumnElement[bool]:
+def reachable(
+    push_type: PushType, app_id: int | None = None, *, states: Sequence[str] = _PUSHABLE
+) -> sa.ColumnElement[bool]:
     """The condition on `devices` of those that a push of this type can reach at all.
 
     With `app_id` the environments that it has credentials for are looked up once, before the devices: the planner takes
     the look-up per device for a rare match, and would then read and sort far more than a cut needs.
     """
     served = _has_credential() if app_id is None else _is_served(app_id)
-    conditions = [devices.c.state.in_(_PUSHABLE), served]
+    conditions = [devices.c.state.in_(states), served]
     if push_type in NEEDS_AUTHORIZATION:
         conditions.append(devices.c.authorization != Authorization.DENIED.value)
     return sa.and_(*conditions)
@@ -193,11 +198,16 @@ def _absolute(moment: seg.Moment, now: datetime | None) -> Any:
     return (sa.func.now() if now is None else now) - moment
 
 
-def _bucket(seed: str) -> sa.ColumnElement[int]:
-    """A number from 0 to _SHARES − 1 that a device always has for the same seed."""
+def lot(seed: str) -> sa.ColumnElement[int]:
+    """A number from 0 to LOTS − 1, as good as random, that a device always has for the same seed."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big", signed=True)
     hashed = sa.func.hashint8extended(devices.c.id, sa.literal(number, sa.BigInteger))
-    return sa.func.mod(hashed.op("&")(sa.literal(2**62 - 1, sa.BigInteger)), sa.literal(_SHARES, sa.BigInteger))
+    return hashed.op("&", return_type=sa.BigInteger())(sa.literal(LOTS - 1, sa.BigInteger))
+
+
+def _bucket(seed: str) -> sa.ColumnElement[int]:
+    """A number from 0 to _SHARES − 1 that a device always has for the same seed."""
+    return sa.func.mod(lot(seed), sa.literal(_SHARES, sa.BigInteger))
 
 
 def _sent_by(key: str) -> sa.ColumnElement[bool]:

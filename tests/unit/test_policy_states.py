@@ -14,10 +14,12 @@ from sender.policy.states import (
     APP_MOVES,
     BATCH_MOVES,
     CAMPAIGN_MOVES,
+    CANARY_MOVES,
     DEVICE_MOVES,
     AppState,
     BatchState,
     CampaignState,
+    CanaryState,
     DeviceState,
     sources,
 )
@@ -28,6 +30,7 @@ MACHINES: list[tuple[type[StrEnum], Moves]] = [
     (DeviceState, DEVICE_MOVES),
     (BatchState, BATCH_MOVES),
     (AppState, APP_MOVES),
+    (CanaryState, CANARY_MOVES),
 ]
 machines = pytest.mark.parametrize(("states", "moves"), MACHINES, ids=[states.__name__ for states, _ in MACHINES])
 
@@ -88,8 +91,21 @@ def test_a_device_can_always_become_active_again(state: DeviceState) -> None:
     assert DeviceState.ACTIVE in reachable(DEVICE_MOVES, state)
 
 
-def test_a_token_that_is_gone_is_not_blocklisted_or_quarantined() -> None:
-    assert not DEVICE_MOVES[DeviceState.INVALID] & {DeviceState.BLOCKLISTED, DeviceState.QUARANTINED}
+def test_nothing_quarantines_the_device_of_a_user_who_opted_out() -> None:
+    assert DeviceState.QUARANTINED not in DEVICE_MOVES[DeviceState.OPTED_OUT]
+
+
+def test_quarantine_has_a_way_back_and_a_way_out() -> None:
+    assert {DeviceState.ACTIVE, DeviceState.INVALID} <= DEVICE_MOVES[DeviceState.QUARANTINED]
+
+
+def test_a_canary_ends_in_passed_and_every_other_state_of_it_leads_there() -> None:
+    assert [state for state, targets in CANARY_MOVES.items() if not targets] == [CanaryState.PASSED]
+    assert all(CanaryState.PASSED in targets for state, targets in CANARY_MOVES.items() if targets)
+
+
+def test_a_canary_that_was_weighed_is_not_sent_again() -> None:
+    assert sources(CANARY_MOVES, CanaryState.SENDING) == set()
 
 
 def test_a_finished_batch_stays_finished() -> None:
