@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -17,7 +17,7 @@ from sender.apns.port import PushClient
 from sender.apns.provider_token import ProviderTokens, file_stamp
 from sender.apns.wire import Wire
 from sender.errors import SenderError
-from sender.model import Answer, CredentialKind, CredentialRef, NotProcessed, Push, Unknown
+from sender.model import Answer, CredentialKind, CredentialRef, Push, Unknown
 from sender.settings import Settings
 
 log = structlog.get_logger()
@@ -70,6 +70,15 @@ class ApnsClient:
     async def ready(self) -> None:
         """See `PushClient.ready`."""
         await self._pool.ready()
+
+    def recall(self, sent: Collection[Awaitable[list[Answer]]]) -> int:
+        """See `PushClient.recall`."""
+        wanted = set(map(id, sent))
+        return self._pool.recall({batch for batch, future in self._open.items() if id(future) in wanted})
+
+    def revive(self) -> None:
+        """See `PushClient.revive`."""
+        self._pool.revive()
 
     async def renew(self) -> None:
         """Have the next pushes go out on new connections; those in flight are answered on the old ones."""
@@ -153,52 +162,3 @@ def open_client(ref: CredentialRef, settings: Settings) -> PushClient:
 
         return StockClient(ref, settings)
     return ApnsClient(ref, settings)
-
-
-class Clients:
-    """The clients of a process: one per credential identity, so that apps which share a key share its connections."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._clients: dict[str, PushClient] = {}
-        self._closed = False
-
-    def get(self, ref: CredentialRef) -> PushClient:
-        """The client of a credential, made at first use; on the event loop only. Raises `SenderError`."""
-        if self._closed:
-            return _Closed()
-        client = self._clients.get(ref.identity)
-        if client is None:
-            client = self._clients[ref.identity] = open_client(ref, self._settings)
-        return client
-
-    async def renew(self, ref: CredentialRef) -> None:
-        """Have the next pushes with this credential go out on new connections."""
-        client = self._clients.get(ref.identity)
-        if isinstance(client, ApnsClient):
-            await client.renew()
-
-    def snapshots(self) -> dict[str, Health]:
-        """Health by credential identity."""
-        return {who: client.snapshot() for who, client in self._clients.items() if isinstance(client, ApnsClient)}
-
-    async def close(self, *, timeout: float) -> None:
-        """Close all clients side by side; afterwards every push comes back as not processed."""
-        self._closed = True
-        clients, self._clients = list(self._clients.values()), {}
-        await asyncio.gather(*(client.close(timeout=timeout) for client in clients))
-
-
-class _Closed:
-    """Stands where a client was: answers that nothing was sent."""
-
-    def send(self, pushes: Sequence[Push], *, timeout: float) -> Awaitable[list[Answer]]:
-        future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        future.set_result([NotProcessed(cause="closed")] * len(pushes))
-        return future
-
-    async def ready(self) -> None:
-        return
-
-    async def close(self, *, timeout: float) -> None:
-        return

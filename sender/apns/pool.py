@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,6 +36,9 @@ CROWDED_FOR = 0.1
 BACKLOG = 256
 LARGEST_BACKLOG = 20_000
 
+#: Why a push that was taken back before it was written was not processed.
+RECALLED = "recalled"
+
 Dial = Callable[[Callable[[], Wire]], Any]
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -52,7 +55,11 @@ class Health:
     down: bool  # not able to connect: pushes come back at once
     failures_in_a_row: int
     last_cause: str
-    counts: dict[str, int] = field(default_factory=dict)  # connects, failures, goaways, refused, lost, rejected, …
+    answered: int = 0  # pushes, whatever the answer said
+    unreachable_for: float = 0.0  # seconds for which it has been trying to connect, without any connection
+    counts: dict[str, int] = field(default_factory=dict)
+    # connects, failures (to connect), goaways, goaway_errors, refused (streams), rejected, unanswered (deadlines),
+    # lost (connections), broken (lost with pushes in flight), limit_falls (of MAX_CONCURRENT_STREAMS)
 
 
 class WirePool(APNsBaseConnectionPool):
@@ -79,7 +86,9 @@ class WirePool(APNsBaseConnectionPool):
         self._connecting: asyncio.Task[None] | None = None
         self._first_settings: dict[Wire, asyncio.Future[None]] = {}
         self._born: dict[Wire, float] = {}
-        self._next_attempt = 0.0
+        self._answered = 0  # on connections that are gone
+        self._attempted = self._next_attempt = 0.0
+        self._unreachable_since: float | None = None
         self._no_more_until = 0.0
         self._crowded_since: float | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -124,18 +133,36 @@ class WirePool(APNsBaseConnectionPool):
             down=self.down,
             failures_in_a_row=self.failures,
             last_cause=self.last_cause,
+            answered=self._answered + sum(wire.answered for wire in (*self.connections, *self._draining)),
+            unreachable_for=0.0 if self._unreachable_since is None else self.loop.time() - self._unreachable_since,
             counts=dict(self.counts),
         )
 
     def expire(self, batch: Batch) -> None:
         """The batch's deadline has come: settle it wherever it is."""
+        open_before = batch.remaining
         for wire in (*self.connections, *self._draining):
             wire.expire(batch)
+        self.counts["unanswered"] += open_before - batch.remaining
         if any(slot[0] is batch for slot in self._backlog):
             self._backlog = deque(slot for slot in self._backlog if slot[0] is not batch)
             why = f"connect: {self.last_cause}" if self.failures else "timeout: never written"
             batch.settle_rest(NotProcessed(cause=why))
         self._wake()
+
+    def recall(self, batches: Collection[Batch]) -> int:
+        """Give back what was not written yet of these batches; returns how many pushes that were."""
+        found = [slot for wire in self.connections for slot in wire.recall(batches)]
+        if any(slot[0] in batches for slot in self._backlog):
+            found += [slot for slot in self._backlog if slot[0] in batches]
+            self._backlog = deque(slot for slot in self._backlog if slot[0] not in batches)
+        _turn_away(found, RECALLED)
+        self._wake()
+        return len(found)
+
+    def revive(self) -> None:
+        """Let the next push try to connect, however often that failed before."""
+        self._next_attempt = min(self._next_attempt, self._attempted + SHORTEST_PAUSE)
 
     def renew(self, cause: str) -> None:
         """Have what comes next go out on new connections; what is in flight is answered on the old ones."""
@@ -204,7 +231,8 @@ class WirePool(APNsBaseConnectionPool):
         if connection in self.connections:
             self.connections.remove(connection)
         self._draining.discard(connection)
-        self._born.pop(connection, None)
+        if self._born.pop(connection, None) is not None:
+            self._answered += connection.answered
 
     async def send_notification(self, request: NotificationRequest) -> NotificationResult:
         """One notification, in aioapns's vocabulary, sent once. Raises aioapns's `ConnectionClosed` without answer."""
@@ -228,11 +256,14 @@ class WirePool(APNsBaseConnectionPool):
         first = self._first_settings.get(wire)
         if first is not None and not first.done():
             first.set_result(None)
+        if wire.answered and wire.limit < wire.limit_before:
+            self.counts["limit_falls"] += 1
 
     def wire_room(self, wire: Wire) -> None:
         """See `Watcher`."""
         if self.failures and wire.answered:
             self.failures = 0
+            self.revive()
         if self._backlog and wire in self._born:
             self._dispatch()
         elif self._waiters:
@@ -254,6 +285,7 @@ class WirePool(APNsBaseConnectionPool):
         """See `Watcher`."""
         if cause.startswith("goaway"):
             self.counts["goaways"] += 1
+            self.counts["goaway_errors"] += wire.goaway_error
             self.last_cause = cause
         self._report(
             "apns_connection_retired", {"cause": cause, "in_flight": wire.in_flight, "answered": wire.answered}
@@ -261,8 +293,8 @@ class WirePool(APNsBaseConnectionPool):
         if wire in self.connections:
             self.connections.remove(wire)
             self._draining.add(wire)
-            if not wire.answered and cause.startswith("goaway"):
-                self._count_failure(wire)
+            if not wire.answered and wire.goaway:
+                self._back_off(1)  # taken back with its first answer (`wire_room`), a failure when it never has one
         self._dispatch()
 
     def wire_returned(self, wire: Wire, slots: Sequence[Slot]) -> None:
@@ -280,8 +312,11 @@ class WirePool(APNsBaseConnectionPool):
             if not first.done():
                 first.set_exception(ConnectError(f"the server closed the connection in the handshake ({cause})"))
             return
+        if wire in self._draining and wire.goaway and not wire.answered:
+            self.counts["failures"] += 1
         if wire in self.connections:
             self.counts["lost"] += 1
+            self.counts["broken"] += not self.closing and wire.unanswered_at_loss > 0
             self.last_cause = cause
             self._report("apns_connection_lost", {"cause": cause, "answered": wire.answered})
             if not wire.answered and self.loop.time() - self._born.get(wire, 0.0) < USEFUL_AFTER:
@@ -350,10 +385,12 @@ class WirePool(APNsBaseConnectionPool):
 
     async def _connect(self) -> None:
         """Try until there is a connection, or patience ends; then whatever waits is turned away."""
+        self._unreachable_since = None if self.connections else self.loop.time()
         try:
             while not self.closing:
                 await asyncio.sleep(max(0.0, self._next_attempt - self.loop.time()))
-                self._next_attempt = self.loop.time() + SHORTEST_PAUSE
+                self._attempted = self.loop.time()
+                self._next_attempt = self._attempted + SHORTEST_PAUSE
                 try:
                     wire = await self.create_connection()
                 except ConnectError as error:
@@ -378,6 +415,7 @@ class WirePool(APNsBaseConnectionPool):
             self._count_failure(wire)
             return
         self.connections.append(wire)
+        self._unreachable_since = None
         self._born[wire] = self.loop.time()
         self._report("apns_connected", {"connections": len(self.connections), "stream_limit": wire.limit})
         self._watch_closely()

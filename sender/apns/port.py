@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import Protocol
 
 from sender.model import Answer, Push
@@ -24,6 +24,18 @@ class PushClient(Protocol):
 
         Returns at once when the client is not able to connect: the pushes then come back as `NotProcessed`.
         """
+        ...
+
+    def recall(self, sent: Collection[Awaitable[list[Answer]]]) -> int:
+        """Take back what these calls of `send` gave and what was not written to a connection yet.
+
+        Those pushes are answered with `NotProcessed("recalled")` at once: nobody got them, and they must not be sent
+        again by whoever took them back. Returns how many; a client that cannot tell takes back none.
+        """
+        ...
+
+    def revive(self) -> None:
+        """Let the next push try to connect, however often that failed before."""
         ...
 
     async def close(self, *, timeout: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -92,6 +92,13 @@ class StockClient:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
             if self._pool.last_cause and not self._pool.connections:
                 return
+
+    def recall(self, sent: Collection[Awaitable[list[Answer]]]) -> int:
+        """See `PushClient.recall`: aioapns does not tell what it has written."""
+        return 0
+
+    def revive(self) -> None:
+        """See `PushClient.revive`: every push tries."""
 
     async def close(self, *, timeout: float) -> None:
         """See `PushClient.close`."""

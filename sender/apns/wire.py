@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol
@@ -65,13 +65,13 @@ class Watcher(Protocol):
         """The peer's SETTINGS arrived (each time): the connection works, and the stream limit may be another."""
 
     def wire_room(self, wire: Wire) -> None:
-        """There is room for more requests."""
+        """There is room for more requests; or it takes no more, and those in flight are being answered."""
 
     def wire_rejected(self, wire: Wire, answer: Rejected) -> None:
         """A push was rejected."""
 
     def wire_refused(self, wire: Wire) -> None:
-        """A request was refused, provably not processed."""
+        """A request was refused by itself, provably not processed (not for a GOAWAY)."""
 
     def wire_retired(self, wire: Wire, cause: str) -> None:
         """It takes no more requests (GOAWAY, or `retire`); what is in flight may still be answered."""
@@ -139,9 +139,12 @@ class Wire(APNsTLSClientProtocol):
         self._streams: dict[int, Slot | _Reply] = {}
         self._limit = 1  # until the peer's SETTINGS
         self.settled = False  # SETTINGS came
+        self.limit_before = 1  # the limit until the last SETTINGS
+        self.goaway = ""  # what the peer's GOAWAY said
+        self.goaway_error = False  # it was for an error, not for the peer's own ends
+        self.unanswered_at_loss = 0  # requests that were in flight when the connection broke
         self._paused = False
         self._flushing = False
-        self._goaway = ""
         self._blocks: dict[PushHeaders, list[Header]] = {}
         self._authorization: bytes | None = None
         self._heard = self._pinged = 0.0
@@ -203,6 +206,14 @@ class Wire(APNsTLSClientProtocol):
         if self.cancelled >= self.MOST_CANCELLED:
             self.retire(f"{self.cancelled} requests were not answered in time")
         self._schedule_flush()
+
+    def recall(self, batches: Collection[Batch]) -> list[Slot]:
+        """Take back what is queued of these batches and was never written; the rest keeps its order."""
+        if not any(slot[0] in batches for slot in self._queue):
+            return []
+        found = [slot for slot in self._queue if slot[0] in batches]
+        self._queue = deque(slot for slot in self._queue if slot[0] not in batches)
+        return found
 
     def retire(self, cause: str) -> None:
         """Take no more requests, give back what was not written, close when the last answer is in."""
@@ -305,6 +316,7 @@ class Wire(APNsTLSClientProtocol):
         self.lost = True
         self.accepting = False
         self.cause = self.cause or (describe(exc) if exc else "closed by the peer")
+        self.unanswered_at_loss += len(self._streams)
         self._settle_streams(Unknown(cause=f"connection lost: {self.cause}"))
         self._give_back()
         if self.on_connection_lost is not None:
@@ -340,7 +352,7 @@ class Wire(APNsTLSClientProtocol):
             return
         if not self.accepting and not self._streams:
             self.close()
-        elif self.watcher is not None and self.room:
+        elif self.watcher is not None and (self.room or (self.answered and not self.accepting)):
             self.watcher.wire_room(self)
 
     def _submit(self) -> None:
@@ -481,14 +493,17 @@ class Wire(APNsTLSClientProtocol):
         if event.local_error is not None:
             return NotProcessed(cause=f"not sent: {event.local_error}")
         if event.error_code == ErrorCode.REFUSED_STREAM:
+            if self.goaway:
+                return NotProcessed(cause=f"goaway: {self.goaway}")
             if self.watcher is not None:
                 self.watcher.wire_refused(self)
-            return NotProcessed(cause=f"goaway: {self._goaway}" if self._goaway else "refused")
+            return NotProcessed(cause="refused")
         return Unknown(cause=f"reset: {error_name(event.error_code)}")
 
     def _handle_control(self, event: Event) -> None:
         if isinstance(event, SettingsReceived):
             stated = event.settings.get(Setting.MAX_CONCURRENT_STREAMS)
+            self.limit_before = self._limit
             if stated is not None:
                 self._limit = min(stated, self.MOST_STREAMS)
             elif not self.settled:
@@ -497,11 +512,13 @@ class Wire(APNsTLSClientProtocol):
             if self.watcher is not None:
                 self.watcher.wire_settings(self)
         elif isinstance(event, GoAwayReceived):
-            self._goaway = parse_goaway(event.error_code, event.debug_data)
-            self.cause = f"goaway: {self._goaway}"
+            self.goaway = parse_goaway(event.error_code, event.debug_data)
+            self.goaway_error = event.error_code != ErrorCode.NO_ERROR or not _at_its_own_ends(self.goaway)
+            self.cause = f"goaway: {self.goaway}"
             self.retire(self.cause)
         elif isinstance(event, ConnectionClosed):
             if self._streams:
+                self.unanswered_at_loss += len(self._streams)
                 name = error_name(event.error_code)
                 self.cause = self.cause or f"HTTP/2 session ended: {name}"
                 self._settle_streams(Unknown(cause=f"connection lost: {self.cause}"))
@@ -605,6 +622,11 @@ def parse_goaway(code: int, debug: bytes) -> str:
         pass
     text = _printable(debug[:100].decode("utf-8", "replace"))
     return f"{error_name(code)}: {text}" if text else error_name(code)
+
+
+def _at_its_own_ends(goaway: str) -> bool:
+    """Whether a GOAWAY without an error code says nothing against us."""
+    return goaway in ("Shutdown", "IdleTimeout") or goaway.startswith(ErrorCode.NO_ERROR.name)
 
 
 def error_name(code: int) -> str:

@@ -30,7 +30,7 @@ from sender.policy.outcomes import Halt, TokenStep, rule_for
 from sender.settings import Settings
 
 if TYPE_CHECKING:
-    from sender.apns.client import Clients
+    from sender.apns.clients import Clients
 
 _NETWORK = "open TCP port 443 (or 2197) to it, or set SENDER_APNS_PROXY_URL; for another server: SENDER_APNS_CA_FILE"
 
@@ -111,7 +111,7 @@ class _Hangup(asyncio.Protocol):
 def check_push(settings: Settings, snapshot: Snapshot) -> Iterator[Finding]:
     """Send one push to a made-up token per app and environment, and say what the answer says of the credential."""
     try:
-        from sender.apns.client import Clients
+        from sender.apns.clients import Clients
     except ImportError:
         error = MissingExtraError("sender doctor --apns", "worker")
         yield failed("push", "the APNs client is not installed here", str(error))

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import SecretStr
 
-from sender.apns.client import ApnsClient, Clients
+from sender.apns.client import ApnsClient
+from sender.apns.clients import Clients
 from sender.apns.wire import Wire
 from sender.errors import CredentialError
 from sender.model import Accepted, CredentialKind, CredentialRef, Environment, NotProcessed, Rejected, Unknown
