@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from sender.engine import canary
 from sender.engine.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.leases import lease_clock
@@ -50,6 +51,7 @@ class Sweeper:
                 self._reclaim(database, settings.lease)
                 part_suspected(database)
                 _finish(database)
+                canary.advance(database)
                 self._housekeeper.run(database, settings)
                 _gather(database, settings.rate)
             except Exception:

@@ -152,7 +152,7 @@ SELECT count(*) FROM changed
 
 def release(transaction: Transaction, which: Which, *, actor: Actor, most: int = STEP) -> int:
     """Let at most so many devices out again: they are pushable. Returns how many; call again until none is left."""
-    return _leave(transaction, which, DeviceState.ACTIVE, ChangeKind.RELEASED, actor, None, most)
+    return _leave(transaction, which, target=DeviceState.ACTIVE, kind=ChangeKind.RELEASED, actor=actor, most=most)
 
 
 def release_tested(transaction: Transaction, device_ids: Sequence[int], campaign_id: int) -> int:
@@ -160,22 +160,31 @@ def release_tested(transaction: Transaction, device_ids: Sequence[int], campaign
     if not device_ids:
         return 0
     which = Which(device_ids=tuple(device_ids))
-    return _leave(transaction, which, DeviceState.ACTIVE, ChangeKind.RELEASED, Actor.APNS, campaign_id, len(device_ids))
+    return _leave(
+        transaction,
+        which,
+        target=DeviceState.ACTIVE,
+        kind=ChangeKind.RELEASED,
+        actor=Actor.APNS,
+        most=len(device_ids),
+        campaign_id=campaign_id,
+    )
 
 
 def confirm(transaction: Transaction, which: Which, *, actor: Actor, most: int = STEP) -> int:
     """Confirm that at most so many devices' tokens are invalid. Returns how many; call again until none is left."""
-    return _leave(transaction, which, DeviceState.INVALID, ChangeKind.INVALIDATED, actor, None, most)
+    return _leave(transaction, which, target=DeviceState.INVALID, kind=ChangeKind.INVALIDATED, actor=actor, most=most)
 
 
 def _leave(
     transaction: Transaction,
     which: Which,
+    *,
     target: DeviceState,
     kind: ChangeKind,
     actor: Actor,
-    campaign_id: int | None,
     most: int,
+    campaign_id: int | None = None,
 ) -> int:
     values = {**which.params(), "to": target.value, "kind": kind.value, "actor": actor.value}
     row = transaction.execute(
