@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 import structlog
 
+from sender.engine.announcing import announced
 from sender.engine.leases import Lease
 from sender.engine.pacing import Leave, take_grant
 from sender.engine.preparing import Plan
@@ -68,7 +69,8 @@ def _issue_group(
             plan.rest = max(plan.rest, leave.wait)
             return
         part, left = left[: leave.pushes], left[leave.pushes :]
-        waiting.append((part, runtime.issue(credential, [plan.pushes[at] for at in part], lease)))
+        for ours in announced(runtime, lease, plan, part):
+            waiting.append((ours, runtime.issue(credential, [plan.pushes[at] for at in ours], lease)))
 
 
 def take_leave(runtime: Runtime, lease: Lease, wanted: int) -> Leave:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sender.apns_ids import delivery_apns_ids
+from sender.engine.claiming import Work
 from sender.model import CredentialRef, Push
+from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
 from sender.policy.states import DeviceState, Outcome
 from sender.policy.verdict import Again, Final
 from sender.store.batches import Claim, Target
@@ -34,21 +36,29 @@ class Plan:
     rest: float = 0.0  # seconds before what is not issued may be tried again
 
 
-def prepare(
-    claim: Claim, targets: Iterable[Target], credentials: Mapping[str, CredentialRef], held: Collection[str]
-) -> Plan:
-    """Make the pushes of a claim. A device can only be removed here, as skipped with a cause, or wait its rest out."""
-    campaign, plan = claim.campaign, Plan(credentials=credentials)
+def prepare(work: Work) -> Plan:
+    """Make the pushes of a claim. A device can only be removed here, with a cause, or wait its rest out."""
+    claim = work.claim
+    held = {environment for environment, ref in work.credentials.items() if ref.identity in work.holds}
+    plan = Plan(credentials=work.credentials)
+    plan.finals += [_ended(id, Outcome.SKIPPED, "Moved") for id in work.missing]
+    plan.finals += [_ended(id, Outcome.UNKNOWN, MAY_HAVE_BEEN_SENT) for id in work.doubtful]
+    _make_pushes(plan, claim, work.targets, held)
+    _wait_for_holds(claim, plan, max(work.holds.values(), default=claim.loaded_at))
+    return plan
+
+
+def _make_pushes(plan: Plan, claim: Claim, targets: Iterable[Target], held: Collection[str]) -> None:
+    campaign = claim.campaign
     expired = campaign.expiration is not None and campaign.expiration <= claim.loaded_at
     apns_id = delivery_apns_ids(campaign.id)
-    open_to = set(credentials) - set(held)
+    open_to = set(plan.credentials) - set(held)
     for target in targets:
         _, token, environment, state, authorization, *_ = target
         plain = state == "active" and environment in open_to and not expired and authorization != "denied"
         if plain or not _keep_back(plan, claim, target, held, expired=expired):
             plan.targets.append(target)
             plan.pushes.append(Push(token, apns_id(target.device_id), campaign.payload, campaign.headers))
-    return plan
 
 
 def _keep_back(plan: Plan, claim: Claim, target: Target, held: Collection[str], *, expired: bool) -> bool:
@@ -71,6 +81,10 @@ def _keep_back(plan: Plan, claim: Claim, target: Target, held: Collection[str], 
     return True
 
 
+def _ended(device_id: int, outcome: Outcome, reason: str) -> Final:
+    return Final(device_id=device_id, outcome=outcome, reason=reason, attempts=0)
+
+
 def _removed(target: Target, outcome: Outcome, reason: str) -> Final:
     return Final(device_id=target.device_id, outcome=outcome, reason=reason, attempts=target.attempts)
 
@@ -82,7 +96,7 @@ def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | No
         plan.again.append(Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason=reason))
 
 
-def wait_for_holds(claim: Claim, plan: Plan, until: datetime) -> None:
+def _wait_for_holds(claim: Claim, plan: Plan, until: datetime) -> None:
     """What must wait for a credential goes back with the whole batch, or, when the rest of it can go, to the retries:
     the environment that does not rest must not wait for the other."""
     if plan.pushes:

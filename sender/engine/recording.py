@@ -4,17 +4,20 @@ halts, in one transaction. It can be run again after any failure: everything it 
 from __future__ import annotations
 
 import random
-import time
+from collections.abc import Callable
 
 import structlog
 
+from sender.engine.poison import name_error
 from sender.engine.results import Results
 from sender.engine.runtime import Runtime
+from sender.engine.salvage import record_apart
 from sender.errors import DatabaseUnavailableError
 from sender.policy.outcomes import Halt
-from sender.store import apps, batches, devices, ledger, lifecycle, sending
+from sender.policy.poison import failure_delay
+from sender.store import apps, batches, devices, intents, ledger, lifecycle, sending
 from sender.store.batches import Claim
-from sender.store.database import TRANSIENT, Transaction
+from sender.store.database import TRANSIENT, Transaction, is_outage
 
 log = structlog.get_logger()
 
@@ -24,18 +27,24 @@ PROVIDER_TOKEN_HOLD = 20 * 60.0
 #: Seconds before a batch of which nothing could be issued is offered again: doubling per setback, up to a minute.
 SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
 
+#: Seconds between two attempts to record while the database is away, at the most: a batch's answers wait in the memory
+#: of the thread that has them, and nothing more is sent by it.
+LONGEST_PAUSE = 5.0
+
 
 def record_surely(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
-    """Write the results, for as long as it takes: answers are facts that must not be lost with the database away."""
-    pause = 0.1
-    while True:
-        try:
-            with runtime.database.transaction() as transaction:
-                return record(transaction, claim, results, scale=runtime.settings.backoff_scale)
-        except (*TRANSIENT, DatabaseUnavailableError) as error:
-            log.warning("record_delayed", batch=claim.batch_id, error=type(error).__name__, seconds=pause)
-            time.sleep(pause * (0.5 + random.random()))  # noqa: S311
-            pause = min(pause * 2, 5.0)
+    """Write the results, for as long as it takes: answers are facts that must not be lost with the database away.
+
+    What the database refuses for good is told apart, so that it costs one delivery and not the batch.
+    """
+    scale = runtime.settings.backoff_scale
+    try:
+        return _persist(runtime, claim, lambda transaction: record(transaction, claim, results, scale=scale))
+    except Exception as error:
+        if is_outage(error):  # the process ends, and cannot wait for the database any longer
+            raise
+        log.exception("recording_broke", batch=claim.batch_id, campaign=claim.campaign.key)
+        return _record_apart(runtime, claim, results)
 
 
 def record(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> dict[str, int]:
@@ -45,28 +54,118 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
     those are facts; it may not release, postpone or finish anything.
     """
     ours = batches.fence(transaction, claim)
+    counts = _record_facts(transaction, claim, results, ours=ours)
+    _record_halts(transaction, claim, results, scale=scale)
+    if ours:
+        return counts | _end_claim(transaction, claim, results, scale=scale)
+    log.warning("claim_fenced", batch=claim.batch_id, campaign=claim.campaign.key, epoch=claim.epoch)
+    return counts | {"fenced": 1}
+
+
+def give_back(runtime: Runtime, claim: Claim, error: Exception) -> None:
+    """After an error of our own: it is kept with the batch, which is offered again later, and raised for all to see."""
+    delay = failure_delay(claim.failures, scale=runtime.settings.backoff_scale)
+    try:
+        with runtime.database.transaction() as transaction:
+            if is_outage(error):
+                batches.release(transaction, claim, delay=delay)
+            else:
+                batches.give_back(transaction, claim, error=name_error(error), delay=delay)
+    except (*TRANSIENT, DatabaseUnavailableError) as failure:  # its lease ends by itself
+        log.warning("release_failed", batch=claim.batch_id, error=type(failure).__name__)
+
+
+def _record_facts(transaction: Transaction, claim: Claim, results: Results, *, ours: bool) -> dict[str, int]:
+    """What is known of single devices: their ends, their tokens, and, if the claim is still ours, their retries."""
     retried = claim.kind == "retry" or claim.epoch > 1 or not ours
     counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried)
     _record_tokens(transaction, claim, results)
-    _record_halts(transaction, claim, results, scale=scale)
-    if not ours:
-        log.warning("claim_fenced", batch=claim.batch_id, campaign=claim.campaign.key, epoch=claim.epoch)
-        return counts | {"fenced": 1}
-    ledger.postpone(transaction, claim, results.again)
+    if claim.campaign.delivery == "at_most_once":
+        _end_intents(transaction, claim, results, ours=ours)
+    if ours and results.again:
+        ledger.postpone(transaction, claim, results.again)
+        counts["retrying"] = len(results.again)
+    return counts
+
+
+def _end_claim(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> dict[str, int]:
+    """Finish the batch, or release it with what was not issued."""
+    if results.error is not None:
+        batches.keep_error(transaction, claim, results.error)
     if claim.kind == "retry":
         ledger.end_settled_retries(transaction, claim)
-    if results.again:
-        counts["retrying"] = len(results.again)
-    if results.untouched:
-        issued = bool(results.sent or results.finals or results.again)
-        setbacks = 0 if issued or results.rest else claim.setbacks + 1
-        setback = 0.0 if not setbacks else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
-        delay = max(setback, results.rest)
-        batches.release(transaction, claim, delay=delay, setbacks=min(setbacks, 100))
-        counts["released"] = len(results.untouched)
-    else:
+    if not results.untouched:
         batches.finish(transaction, claim)
-    return counts
+        return {}
+    issued = bool(results.sent or results.finals or results.again)
+    setbacks = 0 if issued or results.rest else claim.setbacks + 1
+    setback = 0.0 if not setbacks else min(SETBACK_FIRST * 2.0 ** min(claim.setbacks, 10), SETBACK_LONGEST) * scale
+    delay = max(setback, results.rest)
+    batches.release(transaction, claim, delay=delay, setbacks=min(setbacks, 100), progress=issued)
+    return {"released": len(results.untouched)}
+
+
+def _end_intents(transaction: Transaction, claim: Claim, results: Results, *, ours: bool) -> None:
+    """Whatever was announced is final now, waits in the retries after a definite answer, or was not issued at all."""
+    device_ids = [*results.sent, *results.untouched]
+    device_ids += [final.device_id for final in results.finals]
+    device_ids += [again.device_id for again in results.again]
+    if ours:
+        intents.end(transaction, claim.campaign.id, device_ids)
+    else:
+        intents.end_own(transaction, claim, device_ids)
+
+
+def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
+    """Record what can be recorded, then end the claim, with the error of what could not."""
+    scale = runtime.settings.backoff_scale
+
+    def write(part: Results) -> dict[str, int]:
+        return _persist(
+            runtime,
+            claim,
+            lambda transaction: _record_facts(transaction, claim, part, ours=batches.fence(transaction, claim)),
+        )
+
+    def halts(transaction: Transaction) -> dict[str, int]:
+        _record_halts(transaction, claim, results, scale=scale)
+        return {}
+
+    def end(transaction: Transaction) -> dict[str, int]:
+        if not batches.fence(transaction, claim):
+            return {"fenced": 1}
+        batches.keep_error(transaction, claim, error, unwritten=len(unwritten))
+        return _end_claim(transaction, claim, results, scale=scale)
+
+    counts, unwritten, error = record_apart(claim, results, write)
+    try:
+        _persist(runtime, claim, halts)
+    except Exception as broken:
+        if is_outage(broken):
+            raise
+        log.exception("halts_broke", batch=claim.batch_id, campaign=claim.campaign.key)
+    return counts | _persist(runtime, claim, end)
+
+
+def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict[str, int]]) -> dict[str, int]:
+    """Run a transaction until it is committed, through outages; an error that would come again is raised.
+
+    A process that stops waits no longer than it may: then the outage is raised, and what was to be written is lost.
+    """
+    pause = 0.1
+    while True:
+        try:
+            with runtime.database.transaction() as transaction:
+                return write(transaction)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if not runtime.stopping.may_wait():
+                log.exception("results_lost", batch=claim.batch_id, campaign=claim.campaign.key)
+                raise
+            log.warning("record_delayed", batch=claim.batch_id, error=type(error).__name__, seconds=pause)
+            runtime.stopping.pause(pause * (0.5 + random.random()))  # noqa: S311
+            pause = min(pause * 2, LONGEST_PAUSE, runtime.settings.lease / 6)
 
 
 def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
@@ -95,13 +194,3 @@ def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, s
             case Halt.NONE:
                 continue
         log.error("halt_ordered", halt=halt.value, campaign=campaign.key, app=campaign.bundle_id, reason=reason)
-
-
-def give_back(runtime: Runtime, claim: Claim) -> None:
-    """After an error of our own: the batch is offered again later, and the error is raised for all to see."""
-    try:
-        with runtime.database.transaction() as transaction:
-            delay = min(2.0 ** min(claim.setbacks, 6), 60.0)
-            batches.release(transaction, claim, delay=delay, setbacks=min(claim.setbacks + 1, 100))
-    except (*TRANSIENT, DatabaseUnavailableError) as error:
-        log.warning("release_failed", batch=claim.batch_id, error=type(error).__name__)

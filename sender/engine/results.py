@@ -43,6 +43,7 @@ class Results:
     throttled: list[Throttled] = field(default_factory=list)
     cleared: list[int] = field(default_factory=list)
     halts: dict[tuple[Halt, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
+    error: str | None = None  # of our own, on one of the deliveries
 
 
 def weigh(

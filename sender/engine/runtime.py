@@ -18,6 +18,7 @@ from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
 from sender.engine.leases import Lease, Leases
+from sender.engine.stopping import Stopping
 from sender.errors import DatabaseUnavailableError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.settings import Settings
@@ -25,7 +26,7 @@ from sender.store import sending, workers
 from sender.store.database import TRANSIENT, Database
 
 if TYPE_CHECKING:
-    from sender.apns.client import Clients
+    from sender.apns.clients import Clients
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ class Runtime:
             name=f"sender {role}",
         )
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
+        self.stopping = Stopping(settings.stop_timeout)
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)
         self._closing = threading.Event()
@@ -144,7 +146,7 @@ class Runtime:
 
 
 def _open_clients(settings: Settings) -> Clients:
-    from sender.apns.client import Clients
+    from sender.apns.clients import Clients
 
     return Clients(settings)
 

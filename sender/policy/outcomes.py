@@ -402,6 +402,12 @@ SENT = Rule(
     advice="Nothing to do.",
 )
 
+#: The reason of what this sender itself fails on.
+INTERNAL_ERROR = "InternalError"
+
+#: The reason of what an at-most-once campaign may have sent and does not send again.
+MAY_HAVE_BEEN_SENT = "MayHaveBeenSent"
+
 #: Reasons of our own, for deliveries that ended without an answer of APNs: reason -> (meaning, advice).
 OWN_REASONS: Mapping[str, tuple[str, str]] = {
     "Expired": ("Its expiration came before it could be delivered.", "Send with a longer `expires_in`."),
@@ -421,7 +427,16 @@ OWN_REASONS: Mapping[str, tuple[str, str]] = {
         "The app has no credential for this device's environment.",
         "Add one with `sender apps set-credential --environment`.",
     ),
-    "InternalError": ("This sender failed on this delivery.", _OURS),
+    MAY_HAVE_BEEN_SENT: (
+        "A worker was about to send it and died, or stood still for longer than its lease, before anything was "
+        "recorded: it may have arrived. An at-most-once campaign never sends such a delivery again.",
+        "Nothing to do. Send those another campaign if they must have it for certain.",
+    ),
+    INTERNAL_ERROR: (
+        "This sender failed on this delivery again and again, or could not record it; `sender campaigns show` names "
+        "the error.",
+        _OURS,
+    ),
 }
 
 _BY_REASON: Mapping[str, Rule] = {rule.reason: rule for rule in RULES}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from sender.model import TOPIC_SUFFIX, PushHeaders, PushType
+from sender.policy.poison import FIRST_DELAY, LONGEST_DELAY, MOST_FAILURES, MOST_FAILURES_ALONE, STREWN
 from sender.store.database import Transaction
 
 
@@ -60,17 +61,28 @@ class Claim:
     owner: UUID
     kind: str
     setbacks: int
+    failures: int  # errors of our own, and workers that died with it
     device_ids: tuple[int, ...]
     campaign: CampaignWork
     loaded_at: datetime  # by the database's clock
 
+    @property
+    def fresh(self) -> bool:
+        """Whether nobody can have sent, recorded or announced anything of it."""
+        return self.kind == "first" and self.epoch == 1
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is one device that failed before: it is sent while no other such device is."""
+        return self.failures > 0 and len(self.device_ids) == 1
+
 
 _CLAIM = """
-UPDATE {s}.batches b SET state = 'claimed', epoch = b.epoch + 1, owner = %(owner)s, beats = 0
+UPDATE {s}.batches b SET state = 'claimed', epoch = b.epoch + 1, owner = %(owner)s, beats = 0, halted = false
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 WHERE b.id = %(batch)s AND b.state = 'open' AND c.id = b.campaign_id AND c.state = 'running' AND a.state = 'active'
-  AND (b.due_at IS NULL OR b.due_at <= now())
-RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.device_ids, now() AS loaded_at,
+  AND (b.due_at IS NULL OR b.due_at <= now()) AND b.failures < CASE WHEN b.size > 1 THEN %(together)s ELSE %(alone)s END
+RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.failures, b.device_ids, now() AS loaded_at,
           c.id, c.key, c.app_id, a.bundle_id, c.payload, c.push_type, c.priority, c.collapse_id, c.delivery,
           c.expiration, c.started_on, c.rate, a.rate AS app_rate,
           c.epoch AS campaign_epoch, CASE WHEN c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
@@ -123,8 +135,28 @@ WHERE l.final OR r.elsewhere
 
 _RELEASE = """
 UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL, setbacks = %(setbacks)s,
+    failures = CASE WHEN %(progress)s THEN 0 ELSE failures END,
     due_at = CASE WHEN %(delay)s > 0 THEN now() + make_interval(secs => %(delay)s) END
 WHERE id = %(batch)s AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed'
+"""
+
+_GIVE_BACK = """
+UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL, failures = least(failures + 1, 1000),
+    error = %(error)s, due_at = now() + make_interval(secs => %(delay)s)
+WHERE id = %(batch)s AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed'
+"""
+
+#: Of a batch that could not even be claimed. One failure each time it was published, however many saw it.
+_FAIL_OPEN = """
+UPDATE {s}.batches SET published_at = NULL, failures = least(failures + 1, 1000), error = %(error)s,
+    due_at = now() + make_interval(secs => least(%(first)s * 2 ^ least(failures, 10), %(longest)s))
+WHERE id = %(batch)s AND state = 'open' AND published_at IS NOT NULL
+"""
+
+_OTHER_SUSPECT = """
+SELECT 1 FROM {s}.batches b JOIN {s}.campaigns c ON c.id = b.campaign_id
+WHERE c.id = %(campaign)s AND b.id > c.low_batch_id AND b.state = 'claimed' AND b.size = 1 AND b.failures > 0
+  AND b.id <> %(batch)s LIMIT 1
 """
 
 _FENCE = """
@@ -137,13 +169,18 @@ UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now()
 WHERE id = %(batch)s AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed'
 """
 
+_KEEP_ERROR = "UPDATE {s}.batches SET failed = failed + %s, error = coalesce(%s, error) WHERE id = %s"
+
 _CLAIMED = """
 SELECT b.id, b.owner, b.beats FROM {s}.batches b JOIN {s}.campaigns c ON c.id = b.campaign_id
 WHERE c.finished_at IS NULL AND c.started_at IS NOT NULL AND b.id > c.low_batch_id AND b.state = 'claimed'
 """
 
+#: The first time it is offered again at once; later those that were lost together go apart.
 _RECLAIM = """
-UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL
+UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL, failures = least(failures + 1, 1000),
+    error = 'WorkerLost: the worker that held it died, or stood still for longer than its lease',
+    due_at = CASE WHEN failures > 0 THEN now() + make_interval(secs => random() * %(strewn)s * failures) END
 WHERE id = (SELECT id FROM {s}.batches WHERE id = %(batch)s FOR UPDATE SKIP LOCKED)
   AND owner = %(owner)s AND beats = %(beats)s AND state = 'claimed'
   AND now() - pg_postmaster_start_time() > make_interval(secs => %(lease)s)
@@ -153,7 +190,8 @@ WHERE id = (SELECT id FROM {s}.batches WHERE id = %(batch)s FOR UPDATE SKIP LOCK
 def claim(transaction: Transaction, batch_id: int) -> Claim | None:
     """Take a batch, or None when it is not open, not due, or its campaign or app does not send now."""
     owner = uuid4()
-    row = transaction.row(_CLAIM, {"batch": batch_id, "owner": owner})
+    caps = {"together": MOST_FAILURES, "alone": MOST_FAILURES_ALONE}
+    row = transaction.row(_CLAIM, {"batch": batch_id, "owner": owner} | caps)
     if row is None:
         transaction.execute(_UNPUBLISH, (batch_id,))
         return None
@@ -188,6 +226,7 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
         owner=owner,
         kind=row["kind"],
         setbacks=row["setbacks"],
+        failures=row["failures"],
         device_ids=tuple(row["device_ids"]),
         campaign=campaign,
         loaded_at=row["loaded_at"],
@@ -196,14 +235,13 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
 
 def targets(transaction: Transaction, claim: Claim) -> list[Target]:
     """The devices of a claim that are neither final nor waiting for a retry elsewhere, in the order of the cut."""
-    fresh = claim.kind == "first" and claim.epoch == 1
-    cursor = transaction.execute(_FRESH_TARGETS if fresh else _TARGETS, _places(claim))
+    cursor = transaction.execute(_FRESH_TARGETS if claim.fresh else _TARGETS, _places(claim))
     return list(map(Target._make, cursor.fetchall()))
 
 
 def settled(transaction: Transaction, claim: Claim) -> set[int]:
     """The devices of a claim that need nothing more from it: final, or waiting for a retry elsewhere."""
-    if claim.kind == "first" and claim.epoch == 1:
+    if claim.fresh:
         return set()
     return {id for (id,) in transaction.execute(_SETTLED, _places(claim))}
 
@@ -213,15 +251,41 @@ def fence(transaction: Transaction, claim: Claim) -> bool:
     return transaction.execute(_FENCE, _name(claim)).fetchone() is not None
 
 
-def release(transaction: Transaction, claim: Claim, *, delay: float = 0.0, setbacks: int = 0) -> bool:
-    """Give a claim back, for anybody to take after `delay` seconds. False when it is no longer ours."""
-    values = _name(claim) | {"delay": delay, "setbacks": setbacks}
+def release(
+    transaction: Transaction, claim: Claim, *, delay: float = 0.0, setbacks: int = 0, progress: bool = False
+) -> bool:
+    """Give a claim back, for anybody to take after `delay` seconds; `progress`: its devices went through, and what
+    failed before is forgotten. False when it is no longer ours."""
+    values = _name(claim) | {"delay": delay, "setbacks": setbacks, "progress": progress}
     return transaction.execute(_RELEASE, values).rowcount == 1
+
+
+def give_back(transaction: Transaction, claim: Claim, *, error: str, delay: float) -> bool:
+    """Give a claim back after an error of our own, which counts as a failure. False when it is no longer ours."""
+    return transaction.execute(_GIVE_BACK, _name(claim) | {"error": error, "delay": delay}).rowcount == 1
+
+
+def fail_open(transaction: Transaction, batch_id: int, *, error: str) -> bool:
+    """Count a failure of a batch that could not be claimed. False when somebody else has counted or claimed it."""
+    values = {"batch": batch_id, "error": error, "first": FIRST_DELAY, "longest": LONGEST_DELAY}
+    return transaction.execute(_FAIL_OPEN, values).rowcount == 1
+
+
+def other_suspect(transaction: Transaction, claim: Claim) -> bool:
+    """Whether another single device of the campaign that failed before is being sent just now."""
+    values = {"campaign": claim.campaign.id, "batch": claim.batch_id}
+    return transaction.execute(_OTHER_SUSPECT, values).fetchone() is not None
 
 
 def finish(transaction: Transaction, claim: Claim) -> bool:
     """End a claim of which nothing is left to send. False when it is no longer ours."""
     return transaction.execute(_FINISH, _name(claim)).rowcount == 1
+
+
+def keep_error(transaction: Transaction, claim: Claim, error: str | None, *, unwritten: int = 0) -> None:
+    """Keep the last error of ours on a claim's deliveries; `unwritten`: those that the ledger does not take, which are
+    counted as failed all the same."""
+    transaction.execute(_KEEP_ERROR, (unwritten, error, claim.batch_id))
 
 
 def claimed(transaction: Transaction) -> list[tuple[int, UUID, int]]:
@@ -232,7 +296,7 @@ def claimed(transaction: Transaction) -> list[tuple[int, UUID, int]]:
 def reclaim(transaction: Transaction, batch_id: int, owner: UUID, beats: int, *, lease: float) -> bool:
     """Take a batch back from an owner whose heartbeat stood still at `beats`; not within a lease (seconds) of the
     database's own start, and not while its owner records it."""
-    values = {"batch": batch_id, "owner": owner, "beats": beats, "lease": lease}
+    values = {"batch": batch_id, "owner": owner, "beats": beats, "lease": lease, "strewn": STREWN}
     return transaction.execute(_RECLAIM, values).rowcount == 1
 
 

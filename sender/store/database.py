@@ -30,6 +30,9 @@ RECONNECT = 1.0
 #: Errors after which the same transaction can simply be run again.
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
 
+#: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
+_OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
+
 Params = Mapping[str, Any] | Sequence[Any] | None
 
 
@@ -212,6 +215,20 @@ def normalise_url(url: str) -> str:
     if not separator or head.split("+")[0] not in {"postgresql", "postgres"}:
         raise ConfigurationError("SENDER_DATABASE_URL must look like postgresql://user:password@host:5432/name")
     return f"postgresql://{rest}"
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the same transaction may succeed later as it is: the server is away, full, busy or not migrated. False
+    for an error of its data, and for everything that is not PostgreSQL's."""
+    if isinstance(error, (DatabaseUnavailableError, PoolTimeout)):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, TRANSIENT)
+    if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
+        return True  # a partition is missing: of the table, not of the row
+    return error.sqlstate[:2] not in _OF_DATA
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,11 +4,14 @@ counted on the batch row in the same transaction, so that counts and ledger cann
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
+from typing import NamedTuple
 
+from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
 from sender.policy.states import Outcome
 from sender.policy.verdict import Again, Final
+from sender.store import intents
 from sender.store.batches import Claim, as_array
 from sender.store.database import Transaction
 
@@ -68,7 +71,7 @@ SET due_at = excluded.due_at, attempts = excluded.attempts, reason = excluded.re
 """
 
 _ENDING = """
-SELECT c.id, c.state, c.started_on, c.low_batch_id FROM {s}.campaigns c
+SELECT c.id, c.state, c.started_on, c.low_batch_id, c.delivery FROM {s}.campaigns c
 WHERE c.state IN ('cancelled', 'failed') AND c.finished_at IS NULL AND c.started_on IS NOT NULL
 """
 
@@ -167,43 +170,63 @@ def end_open(transaction: Transaction) -> int:
 
     Claimed batches are left to their workers, which stop, record and release; the next call takes them.
     """
+    return sum(_end_campaign(transaction, _Ending(*row)) for row in transaction.execute(_ENDING).fetchall())
+
+
+class _Ending(NamedTuple):
+    """A campaign that was cancelled or failed, and is not finished."""
+
+    id: int
+    state: str
+    started_on: date
+    low_batch_id: int
+    delivery: str
+
+    def final(
+        self, device_id: int, announced: Collection[int], *, attempts: int = 0, status: int | None = None
+    ) -> Final:
+        """The end of one of its deliveries: what may have been sent is not called cancelled."""
+        if device_id in announced:
+            outcome, reason = Outcome.UNKNOWN, MAY_HAVE_BEEN_SENT
+        elif self.state == "cancelled":
+            outcome, reason = Outcome.CANCELLED, "Cancelled"
+        else:
+            outcome, reason = Outcome.FAILED, "CampaignFailed"
+        return Final(device_id=device_id, outcome=outcome, reason=reason, status=status, attempts=attempts)
+
+
+def _end_campaign(transaction: Transaction, ending: _Ending) -> int:
     ended = 0
-    for campaign_id, state, started_on, low in transaction.execute(_ENDING).fetchall():
-        outcome, reason = (
-            (Outcome.CANCELLED, "Cancelled") if state == "cancelled" else (Outcome.FAILED, "CampaignFailed")
-        )
-        for batch_id, device_ids in transaction.execute(_OPEN_OF, (campaign_id, low)).fetchall():
-            finals = [Final(device_id=id, outcome=outcome, reason=reason, attempts=0) for id in device_ids]
-            counted = write(
-                transaction,
-                batch_id=batch_id,
-                campaign_id=campaign_id,
-                started_on=started_on,
-                finals=finals,
-                retried=True,
-            )
-            transaction.execute(_CLOSE_BATCH, (batch_id,))
-            ended += sum(counted.values())
-        ended += _end_retries(transaction, campaign_id, started_on, outcome, reason)
+    for batch_id, device_ids in transaction.execute(_OPEN_OF, (ending.id, ending.low_batch_id)).fetchall():
+        announced = _take_intents(transaction, ending, device_ids)
+        finals = [ending.final(id, announced) for id in device_ids]
+        ended += _write_ended(transaction, ending, batch_id, finals)
+        transaction.execute(_CLOSE_BATCH, (batch_id,))
+    waiting = transaction.execute(_LAST_RETRIES, (ending.id,)).fetchall()
+    if waiting:
+        first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()
+        announced = _take_intents(transaction, ending, [id for id, _, _ in waiting])
+        finals = [ending.final(id, announced, attempts=attempts, status=status) for id, attempts, status in waiting]
+        ended += _write_ended(transaction, ending, first[0] if first else 0, finals)
     return ended
 
 
-def _end_retries(transaction: Transaction, campaign_id: int, started_on: date, outcome: Outcome, reason: str) -> int:
-    rows = transaction.execute(_LAST_RETRIES, (campaign_id,)).fetchall()
-    if not rows:
-        return 0
-    first = transaction.execute(_FIRST_BATCH, (campaign_id,)).fetchone()
-    finals = [
-        Final(device_id=id, outcome=outcome, reason=reason, status=status, attempts=attempts)
-        for id, attempts, status in rows
-    ]
+def _take_intents(transaction: Transaction, ending: _Ending, device_ids: Sequence[int]) -> set[int]:
+    if ending.delivery != "at_most_once":
+        return set()
+    announced = intents.open_of(transaction, ending.id, device_ids)
+    intents.end(transaction, ending.id, announced)
+    return announced
+
+
+def _write_ended(transaction: Transaction, ending: _Ending, batch_id: int, finals: Sequence[Final]) -> int:
     counted = write(
         transaction,
-        batch_id=first[0] if first else 0,
-        campaign_id=campaign_id,
-        started_on=started_on,
+        batch_id=batch_id,
+        campaign_id=ending.id,
+        started_on=ending.started_on,
         finals=finals,
-        retried=False,
+        retried=True,
     )
     return sum(counted.values())
 
