@@ -23,6 +23,8 @@ from sender.model import Environment
 ORDER = ("<", "<=", ">", ">=")
 OPERATORS = ("=", "!=", *ORDER, "in", "contains")
 LONGEST_NAME = 200
+MOST_CONDITIONS = 1_000
+_MOST_FAULTS = 100  # that an error lists
 
 
 def write(segment: seg.Segment) -> dict[str, Any]:
@@ -63,10 +65,27 @@ def ordered(items: Iterable[Any]) -> list[Any]:
 def read(document: Any) -> seg.Segment:
     """A segment from JSON. Raises `InvalidSegmentError` with all faults."""
     faults: list[str] = []
-    segment = _read(document, "segment", faults, 0)
+    segment = _read(document, "segment", faults, 0) or seg.Everyone()
+    if not faults and (conditions := _conditions(segment)) > MOST_CONDITIONS:
+        faults.append(f"segment: {conditions:,} conditions; at most {MOST_CONDITIONS:,}: use lists of values")
     if faults:
-        raise InvalidSegmentError("segment", faults)
-    return segment or seg.Everyone()
+        raise InvalidSegmentError("segment", _first(faults))
+    return segment
+
+
+def _conditions(segment: seg.Segment) -> int:
+    match segment:
+        case seg.And(parts=parts) | seg.Or(parts=parts):
+            return sum(map(_conditions, parts))
+        case seg.Not(part=part):
+            return _conditions(part)
+        case _:
+            return 1
+
+
+def _first(faults: list[str]) -> list[str]:
+    more = len(faults) - _MOST_FAULTS
+    return faults if more <= 0 else [*faults[:_MOST_FAULTS], f"and {more:,} more"]
 
 
 def check_attribute(name: Any) -> list[str]:
@@ -272,6 +291,8 @@ def _check_moment(field: str, end: str, moment: Any) -> list[str]:
             return []
         case datetime() if moment.tzinfo is None:
             return [f"{field}: {end} has no time zone: pass an aware datetime"]
+        case datetime() if not _has_utc(moment):
+            return [f"{field}: {end} is outside of the years 1 to 9999 in UTC"]
         case datetime():
             return []
         case timedelta() if moment < timedelta(0):
@@ -282,6 +303,14 @@ def _check_moment(field: str, end: str, moment: Any) -> list[str]:
             return []
         case _:
             return [f"{field}: {end} must be an aware datetime or a timedelta, not {_kind(moment)}"]
+
+
+def _has_utc(moment: datetime) -> bool:
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def _check_scalar(path: str, value: Any) -> list[str]:

@@ -26,6 +26,7 @@ _CONDITION = re.compile(
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?")
 _ITEM = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)')
 _PREFIX = "attributes."
+_LONGEST_SHOWN = 200  # characters of a condition that an error repeats
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
 
 
@@ -43,7 +44,7 @@ def parse(text: str) -> seg.Segment:
             return _field(text, name, operator, value)
         return _attribute(text, name.removeprefix(_PREFIX), operator, value)
     except InvalidSegmentError as error:
-        raise InvalidSegmentError(f"--where {text!r}", error.faults) from None
+        raise InvalidSegmentError(f"--where {_shown(text)}", error.faults) from None
 
 
 def parse_all(texts: list[str]) -> seg.Segment:
@@ -54,7 +55,7 @@ def parse_all(texts: list[str]) -> seg.Segment:
         try:
             parts.append(parse(text))
         except InvalidSegmentError as error:
-            faults += [f"{text!r}: {fault}" for fault in error.faults]
+            faults += [f"{_shown(text)}: {fault}" for fault in error.faults]
     if faults:
         raise InvalidSegmentError("--where", faults)
     if not parts:
@@ -97,7 +98,7 @@ def _moment(text: str, name: str, operator: str, value: str) -> seg.Segment:
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
-        raise _fault(text, f"{value!r} is no time: write 2027-01-01 or 2027-01-01T12:00:00+02:00") from None
+        raise _fault(text, f"{_shown(value)} is no time: write 2027-01-01 or 2027-01-01T12:00:00+02:00") from None
     if moment.tzinfo is None:
         if len(value) > len("2027-01-01"):
             raise _fault(text, "the time has no zone: add Z or an offset such as +02:00")
@@ -146,5 +147,9 @@ def _any(parts: list[seg.Segment]) -> seg.Segment:
     return parts[0] if len(parts) == 1 else seg.Or(parts=tuple(parts))
 
 
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")
+
+
 def _fault(text: str, fault: str) -> InvalidSegmentError:
-    return InvalidSegmentError(f"--where {text!r}", [fault])
+    return InvalidSegmentError(f"--where {_shown(text)}", [fault])
