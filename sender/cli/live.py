@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sender.cli.canary import canary_text
 from sender.cli.output import console as default_console
 from sender.client import Sender
 from sender.policy.outcomes import explain
@@ -84,6 +85,8 @@ def _watch_in_lines(sender: Sender, key: str, output: Console, pace: Pace) -> Re
 def render(report: Report, speed: float | None = None) -> RenderableType:
     """A report as the live view shows it."""
     parts: list[RenderableType] = [_headline(report), _bar(report), _pace_line(report, speed), Text(), outcomes(report)]
+    if canary := canary_text(report):
+        parts.append(Text(canary, style="bold"))
     held = why_held(report)
     if held:
         parts.append(Text(held, style="bold yellow"))
@@ -95,8 +98,9 @@ def one_line(report: Report, speed: float | None = None) -> str:
     figures = [
         f"{name} {getattr(report, name):,}" for name in (*FINAL, "retrying", "in_flight") if getattr(report, name)
     ]
+    canary = f"canary {report.canary_state}" if report.canary_state not in (None, "passed") else ""
     pushes = f"{speed:,.0f}/s" if speed and not report.finished else ""
-    parts = [f"{report.key}: {report.state}", f"{report.final:,} of {about(report)}", *figures, pushes]
+    parts = [f"{report.key}: {report.state}", f"{report.final:,} of {about(report)}", canary, *figures, pushes]
     return ", ".join(part for part in parts if part)
 
 

@@ -1,7 +1,7 @@
 """How far a campaign has come, counted in one statement, so that the figures are of one moment and add up.
 
 Final outcomes are summed from the batch rows; retrying are the rows of retries; in flight are the devices of claimed
-first-send batches that have no outcome yet; pending is the remainder of the audience. Devices in a retry batch count
+first-send (and re-test) batches that have no outcome yet; pending is the remainder of the audience. Devices in a retry batch count
 as retrying until they are final.
 
 The audience is what was cut, once the cut has ended; until then it is the estimate, and never below what is cut. What
@@ -79,6 +79,9 @@ class Report:
     started_at: datetime | None
     finished_at: datetime | None
     now: datetime  # the moment, by the database's clock
+    canary: dict[str, Any] | None = None  # what was asked for, and once known its sample's "size" and "result"
+    canary_state: str | None = None  # policy.states.CanaryState; None before the start
+    retested: int = 0  # devices of the audience that were taken from quarantine
 
     @property
     def final(self) -> int:
@@ -102,8 +105,11 @@ SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
        a.state AS app_state, a.state_reason AS app_state_reason,
        c.push_type, c.rate, c.delivery, c.send_at, c.expires_in, c.expiration, c.created_at, c.started_at,
        c.finished_at, clock_timestamp() AS now, c.exclusions AS excluded,
-       c.audience_estimate, c.cut_devices, c.cut_finished,
-       c.cut_limit IS NOT NULL AND c.cut_cursor >= c.cut_limit AS cut_whole,
+       c.canary - 'below' AS canary, c.canary_state, c.retested, c.audience_estimate, c.cut_devices,
+       -- until a canary has passed, only its sample is cut
+       c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed' AS cut_finished,
+       c.cut_limit IS NOT NULL AND c.cut_cursor >= c.cut_limit AND coalesce(c.canary_state, 'passed') = 'passed'
+           AS cut_whole,
        b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{}'::jsonb) AS by_reason
 FROM {s}.campaigns c
 JOIN {s}.apps a ON a.id = c.app_id
@@ -113,7 +119,7 @@ CROSS JOIN LATERAL (
            coalesce(sum(unknown), 0)::bigint AS unknown, coalesce(sum(cancelled), 0)::bigint AS cancelled,
            coalesce(sum(failed), 0)::bigint AS failed,
            coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
-                    FILTER (WHERE state = 'claimed' AND kind = 'first'), 0)::bigint AS claimed
+                    FILTER (WHERE state = 'claimed' AND kind <> 'retry'), 0)::bigint AS claimed
     FROM (
         SELECT size, state, kind, sent, rejected, skipped, expired, unknown, cancelled, failed
         FROM {s}.batches WHERE campaign_id = c.id AND c.totals IS NULL
