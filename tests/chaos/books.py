@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ FROM {{s}}.batches t {_OF_CAMPAIGN}
 """
 _OUTCOME_COLUMNS = ("sent", "rejected", "skipped", "expired", "unknown", "cancelled", "failed")
 _CLAIMS = f"SELECT t.id, t.epoch, t.state = 'claimed', t.size FROM {{s}}.batches t {_OF_CAMPAIGN}"
+_CUT_BACKENDS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE usename = current_user AND pid <> pg_backend_pid() AND %s = ''
+"""
 _OPEN_INTENTS = f"SELECT count(*) FROM {{s}}.intents t {_OF_CAMPAIGN}"
 _UNKNOWN = f"SELECT count(*) FROM {{s}}.deliveries t {_OF_CAMPAIGN} AND t.outcome = 'unknown'"
 _SETTLED = f"SELECT coalesce(sum(sent + rejected + unknown), 0) FROM {{s}}.batches t {_OF_CAMPAIGN}"
@@ -40,7 +45,7 @@ class Moment:
 class Books:
     """Reads from the stack's database on a connection of its own, which is made anew when it was lost."""
 
-    def __init__(self, url: str, schema: str) -> None:
+    def __init__(self, url: str, schema: str = "sender") -> None:
         self._url = url
         self._schema = schema
         self._connection: psycopg.Connection[Any] | None = None
@@ -85,6 +90,11 @@ class Books:
         except psycopg.Error:
             return None
         return Moment(claims=claims, intents=intents, unknown=unknown)
+
+    def cut_backends(self) -> None:
+        """Have PostgreSQL end every connection of the application but this one."""
+        with suppress(psycopg.Error):  # it is away already
+            self._rows(_CUT_BACKENDS, "", within=0.0)
 
     def _rows(self, statement: str, key: str, *, within: float = 30.0) -> list[tuple[Any, ...]]:
         text = statement.replace("{s}", self._schema)

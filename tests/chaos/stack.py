@@ -4,7 +4,6 @@ Its processes can be found, hurt, frozen and started again; whatever was done to
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -69,7 +68,8 @@ class ChaosStack:
         self.simulator = self._rehearsal.simulator
         self.sender = self._rehearsal.sender
         try:
-            self.books = Books(self.settings.require_database_url(), self.settings.database_schema)
+            self._database_url = self.settings.require_database_url()
+            self.books = self.open_books()
             self.sender.apps.add(BUNDLE_ID, team_id=TEAM_ID, key_id=KEY_ID, key_file=self._rehearsal.key_file)
             self.sender.devices.import_file(self._rehearsal.write_devices(self.devices), app=BUNDLE_ID)
         except BaseException:
@@ -152,10 +152,11 @@ class ChaosStack:
         return found[0]
 
     def kill(self, name: str) -> None:
-        """SIGKILL for a child, or a server by its program's name."""
-        process = self.server(name) if name in {"postgres", "valkey-server"} else self.process(name)
+        """SIGKILL for a child by its name."""
+        process = self.process(name)
         self.kills[name] += 1
-        process.send_signal(signal.SIGKILL)
+        with suppress(*_GONE):
+            process.send_signal(signal.SIGKILL)
 
     def kill_everything(self) -> None:
         """SIGKILL for `sender up`, every process that it runs, and both servers, at once."""
@@ -179,7 +180,8 @@ class ChaosStack:
     def frozen(self, *processes: psutil.Process) -> Iterator[None]:
         """Meanwhile these processes stand still."""
         for process in processes:
-            process.suspend()
+            with suppress(*_GONE):
+                process.suspend()
             self._frozen.append(process)
         try:
             yield
@@ -240,6 +242,10 @@ class ChaosStack:
                 start_new_session=True,
             )
         wait_ready(self._again, log)
+
+    def open_books(self) -> Books:
+        """A reader of the database, for one thread."""
+        return Books(self._database_url)
 
     @property
     def settings(self) -> Settings:

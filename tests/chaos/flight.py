@@ -1,0 +1,72 @@
+"""How much a fault may have repeated or left unknown: what was in flight while it struck, counted in the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tests.chaos.books import Moment
+from tests.chaos.stack import THREADS, WORKERS
+
+#: Devices of the largest batch: what a claim counts that could not be looked up.
+LARGEST = 500
+
+
+class Harm(StrEnum):
+    """Whose pushes a fault may have repeated (or, at most once, left unknown)."""
+
+    NOTHING = "nothing"
+    ONE_WORKER = "what one worker had in flight"
+    IN_FLIGHT = "what all workers had in flight"
+    UNANSWERED = "what the simulator itself left unanswered"  # counted by it, at the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The most that may be repeated, and that may be unknown at most once."""
+
+    repeats: int = 0
+    unknown: int = 0
+
+    def __add__(self, other: Bound) -> Bound:
+        return Bound(repeats=self.repeats + other.repeats, unknown=self.unknown + other.unknown)
+
+
+def bound_of(
+    before: Moment | None, after: Moment | None, *, repeats: Harm, unknown: Harm, throughout: bool = False
+) -> Bound:
+    """The bound of a fault that struck between two moments. `throughout`: it did harm all the time in between, so that
+    more than the workers can hold at once may be hit."""
+    claimed, intended = _claimed(before, after), _intended(before, after)
+    return Bound(
+        repeats=_most(claimed, repeats, throughout),
+        unknown=min(_most(claimed, unknown, throughout), _most(intended, unknown, throughout)),
+    )
+
+
+def _claimed(before: Moment | None, after: Moment | None) -> int | None:
+    """Devices of every claim that lived at some time between two moments, as often as it was claimed; None when the
+    database could not be asked."""
+    if before is None or after is None:
+        return None
+    devices = 0
+    for batch, (epoch, _, size) in after.claims.items():
+        known, held, _ = before.claims.get(batch, (0, False, size))
+        devices += (epoch - known + held) * size
+    return devices
+
+
+def _intended(before: Moment | None, after: Moment | None) -> int | None:
+    """Intents that were open while the fault struck and did not end well: they are open still, or unknown by now."""
+    if before is None or after is None:
+        return None
+    return after.intents + after.unknown - before.unknown
+
+
+def _most(devices: int | None, harm: Harm, throughout: bool) -> int:
+    if harm in {Harm.NOTHING, Harm.UNANSWERED}:
+        return 0
+    capacity = THREADS * LARGEST * (1 if harm is Harm.ONE_WORKER else WORKERS)
+    if devices is None:
+        return capacity
+    return devices if throughout else min(devices, capacity)
