@@ -17,7 +17,7 @@ from sender.policy.states import CampaignState
 from sender.preview import Preview, Rehearsal, make_preview, rehearse
 from sender.services import Services
 from sender.store import campaigns as store
-from sender.store import reports, segments
+from sender.store import references, reports, segments
 from sender.store.campaigns import CampaignRow, NewCampaign
 from sender.store.database import Transaction
 from sender.store.reports import Report
@@ -327,7 +327,7 @@ def _check(transaction: Transaction, plan: Plan) -> int:
     """Check what needs the database; returns the app's id."""
     app_id = _app_id(transaction, plan.bundle_id)
     _check_credentials(transaction, app_id, plan)
-    _check_references(transaction, plan.audience)
+    _check_references(transaction, plan.audience, enqueued=plan.key)
     return app_id
 
 
@@ -349,8 +349,10 @@ def _check_credentials(transaction: Transaction, app_id: int, plan: Plan) -> Non
     raise InvalidCampaignError("campaign", [fault])
 
 
-def _check_references(transaction: Transaction, segment: Segment) -> None:
-    wanted = segment.campaign_keys()
-    unknown = sorted(wanted - store.known_keys(transaction, sorted(wanted))) if wanted else []
-    if unknown:
-        raise InvalidCampaignError("audience", [f"not_sent: no campaign {key!r}" for key in unknown])
+def _check_references(transaction: Transaction, segment: Segment, *, enqueued: str | None = None) -> None:
+    """Check the campaigns that a segment refers to. `enqueued`: the key of the campaign that is written with it; a
+    repeat of one that is there asks nothing new of them."""
+    if enqueued is not None and segment.campaign_keys() and store.known_keys(transaction, [enqueued]):
+        return
+    if faults := references.faults(transaction, segment, hold=enqueued is not None):
+        raise InvalidCampaignError("audience", faults)

@@ -10,12 +10,12 @@ from typing import IO, Any
 
 from sender.audience import Segment
 from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
-from sender.errors import ConflictError, InvalidInputError, NotFoundError
+from sender.errors import ConflictError, InvalidInputError, InvalidSegmentError, NotFoundError
 from sender.imports import ImportReport, Options, Progress, run_import
 from sender.model import Actor, Authorization, Environment
 from sender.policy.states import DeviceState
 from sender.services import Services
-from sender.store import apps, device_moves, inventory, registrations, users
+from sender.store import apps, device_moves, inventory, references, registrations, users
 from sender.store.apps import App
 from sender.store.database import Transaction
 from sender.store.device_moves import Which
@@ -148,6 +148,7 @@ class Devices:
         """How many devices of an app, or of a segment of it, are in each state."""
         with self._services.database.transaction() as transaction:
             app = _app(transaction, bundle_id)
+            _check_references(transaction, segment)
             return inventory.count_by_state(transaction, app.id, segment or Segment.all())
 
     @contextmanager
@@ -158,6 +159,7 @@ class Devices:
         wanted = None if state is None else _one_of(DeviceState, "state", state)
         with self._services.database.transaction() as transaction:
             app = _app(transaction, bundle_id)
+            _check_references(transaction, segment)
             with inventory.stream(transaction, app.id, segment or Segment.all(), wanted) as devices:
                 yield devices
 
@@ -193,6 +195,11 @@ def _app(transaction: Transaction, bundle_id: str) -> App:
     if app is None:
         raise NotFoundError("app", bundle_id, "add it with `sender apps add`, or see `sender apps list`")
     return app
+
+
+def _check_references(transaction: Transaction, segment: Segment | None) -> None:
+    if segment is not None and (faults := references.faults(transaction, segment)):
+        raise InvalidSegmentError("segment", faults)
 
 
 def _default_environment(app: App) -> Environment:

@@ -7,7 +7,7 @@ import json
 import structlog
 
 from sender.engine.fanout import RESERVED
-from sender.store import canaries, lifecycle, partitions, workers
+from sender.store import canaries, lifecycle, partitions, references, workers
 from sender.store.database import Database
 from sender.store.lifecycle import Due
 
@@ -36,6 +36,11 @@ def _start(database: Database, campaign: Due) -> None:
             return
         partitions.ensure_ledger(transaction, campaign.today)
     with database.transaction() as transaction:
+        faults = references.faults(transaction, lifecycle.segment_of(transaction, campaign.id))
+        if faults:
+            if lifecycle.fail(transaction, campaign.id, f"audience: {'; '.join(faults)}"):
+                log.error("campaign_refused", campaign=campaign.key, faults=faults)
+            return
         count = lifecycle.audience_of(transaction, campaign.id)
         started = lifecycle.start(
             transaction,

@@ -30,7 +30,9 @@ class CampaignState(StrEnum):
 
 CAMPAIGN_MOVES: Mapping[CampaignState, frozenset[CampaignState]] = {
     CampaignState.DRAFT: frozenset({CampaignState.SCHEDULED, CampaignState.CANCELLED}),
-    CampaignState.SCHEDULED: frozenset({CampaignState.RUNNING, CampaignState.MISSED, CampaignState.CANCELLED}),
+    CampaignState.SCHEDULED: frozenset(  # failed: whom it must leave out is not known any more
+        {CampaignState.RUNNING, CampaignState.MISSED, CampaignState.CANCELLED, CampaignState.FAILED}
+    ),
     CampaignState.RUNNING: frozenset(
         {CampaignState.PAUSED, CampaignState.COMPLETED, CampaignState.CANCELLED, CampaignState.FAILED}
     ),

@@ -89,6 +89,12 @@ def audience_of(transaction: Transaction, campaign_id: int) -> AudienceCount:
     )
 
 
+def segment_of(transaction: Transaction, campaign_id: int) -> Segment:
+    """Whom a campaign is meant for."""
+    (row,) = transaction.rows("SELECT segment FROM {s}.campaigns WHERE id = %s", (campaign_id,))
+    return Segment.from_json(row["segment"])
+
+
 def start(
     transaction: Transaction, campaign: Due, *, estimate: int, exclusions: str, canary: str | None = None
 ) -> bool:

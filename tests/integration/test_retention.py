@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
-from sender import Sender
+from sender import InvalidSegmentError, Segment, Sender
+from sender.campaign_plan import InvalidCampaignError
 from sender.engine import retention as steps
 from sender.engine.housekeeping import Housekeeper
+from sender.engine.tick import tick
 from sender.settings import Settings
 from sender.store import partitions
 from sender.store.database import Database
 from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_batch
 
 TODAY = partitions.today()
+SOON = datetime.now(UTC) + timedelta(days=2)
 RECENT = TODAY - timedelta(days=10)
 OLD = partitions.month_of(TODAY - timedelta(days=31))[0] - timedelta(days=15)  # its month ended over 30 days ago
 ANCIENT = partitions.month_of(TODAY - timedelta(days=180))[0] - timedelta(days=15)
@@ -291,3 +295,90 @@ def test_housekeeping_makes_partitions_ahead_while_somebody_inserts(ledger: Ledg
         assert last in ledger.months() and last in ledger.months(partitions.CHANGELOG)
         transaction.execute(INSERT, (TODAY, recent, 2002))
     assert ledger.outcomes(recent)["sent"] == 22
+
+
+# --- campaigns that leave out whom another was sent to ---------------------------------------------------------------
+
+
+def test_whoever_refers_to_rows_that_are_gone_is_refused_at_enqueue(ledger: Ledger) -> None:
+    ledger.campaign("old", OLD)
+    ledger.retain()
+    with pytest.raises(InvalidCampaignError, match=r"'old' of .* is not kept any more.*SENDER_RETAIN_SENT"):
+        ledger.sender.campaigns.enqueue(APP, key="again", payload=PAYLOAD, audience=Segment.not_sent("old"))
+    with pytest.raises(InvalidCampaignError, match="not kept"):
+        ledger.sender.campaigns.count(APP, audience=Segment.all() & ~Segment.not_sent("old"))
+    with pytest.raises(InvalidSegmentError, match="not kept"):
+        ledger.sender.devices.count(APP, Segment.not_sent("old"))
+    assert ledger.rows("SELECT key FROM {s}.campaigns") == [("old",)]
+
+
+def test_a_campaign_that_is_referred_to_keeps_its_rows_until_the_other_is_over(ledger: Ledger) -> None:
+    kept, plain = ledger.campaign("kept", OLD), ledger.campaign("plain", OLD)
+    later = ledger.sender.campaigns.enqueue(
+        APP, key="later", payload=PAYLOAD, audience=Segment.not_sent("kept"), send_at=SOON
+    )
+    ledger.retain()
+    assert ledger.outcomes(kept) == {"sent": 20, "rejected": 5}
+    assert ledger.outcomes(plain) == {"rejected": 5}
+    assert (ledger.removed("kept"), ledger.removed("plain")) == (False, True)
+    ledger.retain()
+    assert ledger.outcomes(kept) == {"sent": 20, "rejected": 5}
+    later.cancel()
+    ledger.retain()
+    assert ledger.outcomes(kept) == {"rejected": 5} and ledger.removed("kept")
+
+
+def test_a_month_that_is_referred_to_is_not_dropped(ledger: Ledger) -> None:
+    ancient = ledger.campaign("ancient", ANCIENT)
+    later = ledger.sender.campaigns.enqueue(
+        APP, key="later", payload=PAYLOAD, audience=Segment.not_sent("ancient"), draft=True
+    )
+    ledger.retain()
+    assert ledger.outcomes(ancient) == {"sent": 20, "rejected": 5}
+    later.cancel()
+    ledger.retain()
+    assert ledger.outcomes(ancient) == {}
+
+
+def test_a_campaign_enqueued_while_the_month_is_copied_keeps_what_it_needs(ledger: Ledger) -> None:
+    old = ledger.campaign("old", OLD)
+    going = steps.retain(ledger.database, ledger.settings)
+    next(going)
+    next(going)  # the copy is complete, and without the rows
+    ledger.sender.campaigns.enqueue(APP, key="later", payload=PAYLOAD, audience=Segment.not_sent("old"), send_at=SOON)
+    for _ in going:
+        pass
+    ledger.retain()
+    assert ledger.outcomes(old) == {"sent": 20, "rejected": 5}
+    assert not ledger.removed("old")
+
+
+def test_nothing_is_removed_under_an_enqueue_that_is_not_committed_yet(ledger: Ledger, postgres_url: str) -> None:
+    old = ledger.campaign("old", OLD)
+    with psycopg.connect(postgres_url) as connection:
+        ledger.sender.campaigns.enqueue(
+            APP, key="later", payload=PAYLOAD, audience=Segment.not_sent("old"), send_at=SOON, connection=connection
+        )
+        ledger.retain()
+        assert ledger.outcomes(old) == {"sent": 20, "rejected": 5}
+    ledger.retain()
+    assert ledger.outcomes(old) == {"sent": 20, "rejected": 5}
+
+
+def test_a_repeated_enqueue_stays_a_repeat_after_the_rows_are_gone(ledger: Ledger) -> None:
+    ledger.campaign("old", OLD)
+    again: dict[str, Any] = {"key": "later", "payload": PAYLOAD, "audience": Segment.not_sent("old")}
+    ledger.sender.campaigns.enqueue(APP, **again).cancel()
+    ledger.retain()
+    assert ledger.removed("old")
+    assert ledger.sender.campaigns.enqueue(APP, **again).state == "cancelled"
+
+
+def test_a_scheduled_campaign_whose_reference_is_gone_all_the_same_fails_and_reaches_nobody(ledger: Ledger) -> None:
+    ledger.campaign("old", OLD)
+    ledger.sender.campaigns.enqueue(APP, key="later", payload=PAYLOAD, audience=Segment.not_sent("old"))
+    ledger.rows("UPDATE {s}.campaigns SET sent_removed_at = now() WHERE key = 'old' RETURNING 1")
+    assert tick(ledger.database) == []
+    report = ledger.sender.campaigns.show("later")
+    assert report.state == "failed" and "is not kept any more" in (report.state_reason or "")
+    assert report.audience == 0
