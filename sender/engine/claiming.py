@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-
 import structlog
 
 from sender.engine.poison import name_error
+from sender.engine.preparing import Work
 from sender.engine.runtime import Runtime
-from sender.model import CredentialRef
 from sender.store import batches, intents, sending
-from sender.store.batches import Claim, Target
+from sender.store.batches import Claim
 from sender.store.database import Transaction, is_outage
 
 log = structlog.get_logger()
 
 #: Seconds before a device that failed before is tried again, while another one is.
 TURN = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A claim and what was loaded with it, as of one moment."""
-
-    claim: Claim
-    targets: Sequence[Target]
-    credentials: Mapping[str, CredentialRef]  # by environment
-    holds: Mapping[str, datetime]  # credentials that rest, by identity, and until when
-    missing: Collection[int] = field(default=())  # devices that are gone: deleted, or moved to another app
-    doubtful: Collection[int] = field(default=())  # devices that an earlier claim may have sent to: never again
 
 
 def take(runtime: Runtime, batch_id: int) -> Work | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sender.apns_ids import delivery_apns_ids
-from sender.engine.claiming import Work
 from sender.model import CredentialRef, Push
 from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
 from sender.policy.states import DeviceState, Outcome
@@ -20,6 +19,18 @@ _SKIPPED: dict[str, str] = {
     DeviceState.QUARANTINED.value: "Quarantined",
     DeviceState.OPTED_OUT.value: "OptedOut",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A claim and what was loaded with it, as of one moment."""
+
+    claim: Claim
+    targets: Sequence[Target]
+    credentials: Mapping[str, CredentialRef]  # by environment
+    holds: Mapping[str, datetime]  # credentials that rest, by identity, and until when
+    missing: Collection[int] = field(default=())  # devices that are gone: deleted, or moved to another app
+    doubtful: Collection[int] = field(default=())  # devices that an earlier claim may have sent to: never again
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,14 +77,14 @@ def _keep_back(plan: Plan, claim: Claim, target: Target, held: Collection[str], 
     headers = claim.campaign.headers
     if expired:
         plan.finals.append(_removed(target, Outcome.EXPIRED, "Expired"))
-    elif target.state in _SKIPPED:
+    elif target.state in _SKIPPED and not (claim.retest and target.state == DeviceState.QUARANTINED):
         plan.finals.append(_removed(target, Outcome.SKIPPED, _SKIPPED[target.state]))
     elif target.environment not in plan.credentials:
         plan.finals.append(_removed(target, Outcome.SKIPPED, "NoCredential"))
     elif headers.push_type in NEEDS_AUTHORIZATION and target.authorization == "denied":
         plan.finals.append(_removed(target, Outcome.SKIPPED, "NotReachable"))
     elif target.blocklisted_until is not None and target.blocklisted_until > claim.loaded_at:
-        _wait(plan, target, target.blocklisted_until, claim.campaign.expiration, "TooManyRequests")
+        _wait(plan, target, target.blocklisted_until, claim.waits_until, "TooManyRequests")
     elif target.environment in held:
         plan.held.append(target)
     else:
@@ -101,7 +112,7 @@ def _wait_for_holds(claim: Claim, plan: Plan, until: datetime) -> None:
     the environment that does not rest must not wait for the other."""
     if plan.pushes:
         for target in plan.held:
-            _wait(plan, target, until, claim.campaign.expiration, "CredentialHeld")
+            _wait(plan, target, until, claim.waits_until, "CredentialHeld")
     elif plan.held:
         plan.untouched += [target.device_id for target in plan.held]
         plan.rest = max(0.0, (until - claim.loaded_at).total_seconds())
