@@ -47,7 +47,7 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     claim = lease.claim
     terms = Terms(
         at_least_once=claim.campaign.delivery == "at_least_once",
-        expiration=claim.campaign.expiration,
+        expiration=claim.waits_until,
         backoff_scale=runtime.settings.backoff_scale,
     )
     now = lease.now()

@@ -15,7 +15,8 @@ from sender.engine.salvage import record_apart
 from sender.errors import DatabaseUnavailableError
 from sender.policy.outcomes import Halt
 from sender.policy.poison import failure_delay
-from sender.store import apps, batches, devices, intents, ledger, lifecycle, sending
+from sender.policy.states import Outcome
+from sender.store import apps, batches, devices, intents, ledger, lifecycle, quarantine, sending
 from sender.store.batches import Claim
 from sender.store.database import TRANSIENT, Transaction, is_outage
 
@@ -178,6 +179,9 @@ def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> 
         devices.blocklist(transaction, results.throttled, campaign_id)
     if results.cleared:
         devices.clear_blocklist(transaction, results.cleared, campaign_id)
+    if claim.retest:
+        accepted = [final.device_id for final in results.finals if final.outcome is Outcome.SENT]
+        quarantine.release_tested(transaction, [*results.sent, *accepted], campaign_id)
 
 
 def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> None:

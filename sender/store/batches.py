@@ -72,6 +72,16 @@ class Claim:
         return self.kind == "first" and self.epoch == 1
 
     @property
+    def retest(self) -> bool:
+        """Whether its devices come out of quarantine: each is tried once."""
+        return self.kind == "retest"
+
+    @property
+    def waits_until(self) -> datetime | None:
+        """Until when its deliveries may wait for another attempt; None: there is none."""
+        return None if self.retest else self.campaign.expiration
+
+    @property
     def suspect(self) -> bool:
         """Whether it is one device that failed before: it is sent while no other such device is."""
         return self.failures > 0 and len(self.device_ids) == 1

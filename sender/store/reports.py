@@ -1,8 +1,8 @@
 """How far a campaign has come, counted in one statement, so that the figures are of one moment and add up.
 
 Final outcomes are summed from the batch rows; retrying are the rows of retries; in flight are the devices of claimed
-first-send (and re-test) batches that have no outcome yet; pending is the remainder of the audience. Devices in a retry batch count
-as retrying until they are final.
+first-send (and re-test) batches that have no outcome yet; pending is the remainder of the audience. Devices in a retry
+batch count as retrying until they are final.
 
 The audience is what was cut, once the cut has ended; until then it is the estimate, and never below what is cut. What
 a campaign that was cancelled, failed or missed never cut belongs to its audience too, and has its end.
