@@ -1,0 +1,155 @@
+"""Environment healing in a worker: a BadDeviceToken is tried once in the other environment, with the same push; what is
+accepted there is delivered, and moves. Once that proved itself, the rest of that kind goes there straight away.
+
+A plan's credentials say where its pushes go: going elsewhere is a plan with the other credential in that place.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import structlog
+
+from sender.engine.leases import Lease
+from sender.engine.preparing import Plan
+from sender.model import ACCEPTED, Accepted, Answer, CredentialRef
+from sender.policy.healing import Record, is_refused, settle
+from sender.store.batches import Claim
+from sender.store.healing import Move
+
+log = structlog.get_logger()
+
+#: Sends the pushes of a plan and puts their answers into the list.
+Send: TypeAlias = Callable[[Plan, list[Answer | None]], None]
+
+#: Seconds for which a probe waits for its turn, if the claim is not stopped: a push that was refused must not be made
+#: again because its probe had to wait.
+PATIENCE = 60.0
+
+#: Campaigns and environments of which it is remembered what healing brought.
+REMEMBERED = 1000
+
+
+class Healing:
+    """What this process knows of healing, by campaign and stored environment. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: OrderedDict[tuple[int, str], Record] = OrderedDict()
+
+    def turn(self, claim: Claim, plan: Plan) -> None:
+        """Have the kinds that proved to belong to the other environment go there straight away."""
+        if not claim.campaign.healing or len(plan.credentials) < 2:
+            return
+        plan.own = dict(plan.credentials)
+        with self._lock:
+            turned = [each for each in plan.own if self._record(claim, each).goes_straight()]
+        plan.credentials = plan.own | {each: _elsewhere(plan.own, each) for each in turned}
+
+    def heal(self, lease: Lease, plan: Plan, answers: list[Answer | None], send: Send) -> None:
+        """Try what was refused in the environment that it was not sent to, and note who has to move."""
+        if not plan.own:
+            return
+        for environment, places in plan.groups:
+            self._heal(lease, plan, answers, send, environment=environment, places=places)
+
+    def _heal(
+        self,
+        lease: Lease,
+        plan: Plan,
+        answers: list[Answer | None],
+        send: Send,
+        *,
+        environment: str,
+        places: Sequence[int],
+    ) -> None:
+        claim = lease.claim
+        own, used = plan.own[environment], plan.credentials[environment]
+        straight = used is not own
+        accepted = [at for at in places if type(answers[at]) is Accepted]
+        refused = [at for at in places if is_refused(answers[at])]
+        if not refused and not straight:
+            self._note(claim, environment, moved=0, results=len(accepted))
+            return
+        if not straight:  # in its own environment a device is always tried
+            with self._lock:
+                refused = refused[: self._record(claim, environment).allowance(len(refused), now=time.monotonic())]
+        _probe(lease, plan, answers, send, refused, _elsewhere(plan.own, environment) if not straight else own)
+        healed = [at for at in refused if type(answers[at]) is Accepted]
+        moved, there = (accepted, used) if straight else (healed, _elsewhere(plan.own, environment))
+        plan.moves += [_move(plan, at, there.environment.value) for at in moved]
+        plan.probed[environment] = 0 if straight else len(refused)
+        lost = sum(is_refused(answers[at]) for at in places)
+        self._note(
+            claim,
+            environment,
+            moved=len(moved),
+            results=len(accepted) + len(healed) + lost,
+            probes=plan.probed[environment],
+            healed=0 if straight else len(healed),
+        )
+
+    def _note(self, claim: Claim, environment: str, *, moved: int, results: int, **probes: int) -> None:
+        with self._lock:
+            record = self._record(claim, environment)
+            before = record.goes_straight()
+            record.note(moved=moved, results=results, **probes)
+            after = record.goes_straight()
+        if before != after:
+            log.info("healing_turned", campaign=claim.campaign.key, environment=environment, straight=after)
+
+    def _record(self, claim: Claim, environment: str) -> Record:
+        key = (claim.campaign.id, environment)
+        record = self._records.get(key)
+        if record is None:
+            record = self._records[key] = Record()
+            while len(self._records) > REMEMBERED:
+                self._records.popitem(last=False)
+        return record
+
+
+def _probe(
+    lease: Lease,
+    plan: Plan,
+    answers: list[Answer | None],
+    send: Send,
+    refused: Sequence[int],
+    credential: CredentialRef,
+) -> None:
+    """Send refused pushes with another credential, and settle which answer counts. Those that a stop kept from it go
+    back untouched; of those whose turn is too far off the refusal stands."""
+    end = time.monotonic() + PATIENCE
+    left = list(refused)
+    while left:
+        part = Plan(
+            targets=[plan.targets[at] for at in left],
+            pushes=[plan.pushes[at] for at in left],
+            credentials={plan.targets[left[0]].environment: credential},
+        )
+        found: list[Answer | None] = [None] * len(left)
+        send(part, found)
+        for at, answer in zip(left, found, strict=True):
+            refusal = answers[at]
+            if answer is not None and refusal is not None:
+                answers[at] = ACCEPTED if type(answer) is Accepted else settle(refusal, answer)
+        left = [at for at, answer in zip(left, found, strict=True) if answer is None]
+        if lease.stopped.is_set():
+            break
+        if left and (time.monotonic() + part.rest > end or lease.stopped.wait(max(part.rest, 0.05))):
+            break
+    if lease.stopped.is_set():
+        for at in left:
+            answers[at] = None
+
+
+def _elsewhere(own: dict[str, CredentialRef], environment: str) -> CredentialRef:
+    return next(credential for stored, credential in own.items() if stored != environment)
+
+
+def _move(plan: Plan, at: int, accepted: str) -> Move:
+    target = plan.targets[at]
+    return Move(target.device_id, target.token, target.environment, accepted, plan.pushes[at].apns_id)

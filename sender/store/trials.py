@@ -1,0 +1,283 @@
+"""The guard's books: a row per campaign and environment, what a trial has outstanding, and the 410s that wait for its
+verdict.
+
+Whoever needs more than one of these rows locks the trial first, then the campaign, then devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sender.policy.guard import Counts
+from sender.policy.states import TRIAL_MOVES, TrialState, sources
+from sender.store import devices
+from sender.store.batches import Claim
+from sender.store.database import Transaction
+from sender.store.devices import Gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How far the guard trusts a campaign in one environment, and the answers that it knows of."""
+
+    campaign_id: int
+    environment: str
+    state: TrialState
+    counts: Counts
+    probed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a claim may issue of a trial. `held`: whether the claim has pushes of it outstanding already."""
+
+    state: TrialState
+    pushes: int
+    held: bool
+
+
+_OPEN = "INSERT INTO {s}.trials (campaign_id, environment) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+
+_LOCK = "SELECT state FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE"
+
+#: Under the lock, and a statement of its own, so that it sees what the last holder of the lock reserved.
+_RESERVE = """
+WITH held AS (
+    SELECT r.batch_id, r.pushes
+    FROM {s}.reservations r JOIN {s}.batches b ON b.id = r.batch_id AND b.epoch = r.epoch AND b.state = 'claimed'
+    WHERE r.campaign_id = %(campaign)s AND r.environment = %(environment)s
+), room AS (
+    SELECT greatest(0, least(%(wanted)s, %(most)s - coalesce(sum(pushes), 0)))::int AS pushes,
+           coalesce(bool_or(batch_id = %(batch)s), false) AS held
+    FROM held
+), reserved AS (
+    INSERT INTO {s}.reservations AS r (campaign_id, environment, batch_id, epoch, pushes)
+    SELECT %(campaign)s, %(environment)s, %(batch)s, %(epoch)s, pushes FROM room WHERE pushes > 0
+    ON CONFLICT (campaign_id, environment, batch_id) DO UPDATE
+    SET pushes = CASE WHEN r.epoch = excluded.epoch THEN r.pushes ELSE 0 END + excluded.pushes, epoch = excluded.epoch
+)
+SELECT pushes, held FROM room
+"""
+
+#: Also gives back what the claim had reserved: its batch is recorded in this transaction.
+_ADD = """
+WITH freed AS (
+    DELETE FROM {s}.reservations
+    WHERE campaign_id = %(campaign)s AND environment = %(environment)s AND batch_id = %(batch)s
+)
+INSERT INTO {s}.trials AS t (campaign_id, environment, judged, accepted, bad_token, wrong_topic, gone, probed, moved)
+VALUES (%(campaign)s, %(environment)s, %(judged)s, %(accepted)s, %(bad_token)s, %(wrong_topic)s, %(gone)s, %(probed)s,
+        %(moved)s)
+ON CONFLICT (campaign_id, environment) DO UPDATE SET
+    judged = t.judged + excluded.judged, accepted = t.accepted + excluded.accepted,
+    bad_token = t.bad_token + excluded.bad_token, wrong_topic = t.wrong_topic + excluded.wrong_topic,
+    gone = t.gone + excluded.gone, probed = t.probed + excluded.probed, moved = t.moved + excluded.moved
+RETURNING campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed
+"""
+
+_PROBED = """
+UPDATE {s}.trials SET probed = probed + %s, moved = moved + %s WHERE campaign_id = %s AND environment = %s
+"""
+
+_MOVE = """
+WITH freed AS (DELETE FROM {s}.reservations WHERE campaign_id = %(campaign)s AND environment = %(environment)s)
+UPDATE {s}.trials SET state = %(to)s, judged_at = now()
+WHERE campaign_id = %(campaign)s AND environment = %(environment)s AND state = ANY(%(from)s)
+"""
+
+_ANEW = """
+UPDATE {s}.trials SET state = 'trial', judged_at = NULL, judged = 0, accepted = 0, bad_token = 0, wrong_topic = 0,
+    gone = 0, probed = 0, moved = 0
+WHERE campaign_id = (SELECT id FROM {s}.campaigns WHERE key = %s) AND state = 'tripped'
+"""
+
+_TRUST_AT_ONCE = """
+UPDATE {s}.trials SET state = 'trusted', judged_at = now()
+WHERE campaign_id = (SELECT id FROM {s}.campaigns WHERE key = %s) AND state = 'tripped'
+"""
+
+_COLUMNS = """
+t.campaign_id, t.environment, t.state, t.accepted, t.bad_token, t.wrong_topic, t.gone, t.moved, t.probed
+"""
+
+_OF = f"SELECT {_COLUMNS} FROM {{s}}.trials t WHERE t.campaign_id = %s"
+
+#: Nothing of the campaign is open, and no more of it waits for a retry than was judged: the audience was too small to
+#: end the trial.
+_ENDED = f"""
+SELECT c.app_id, {_COLUMNS} FROM {{s}}.trials t JOIN {{s}}.campaigns c ON c.id = t.campaign_id
+WHERE t.state = 'trial' AND c.finished_at IS NULL
+  AND (c.state = 'running' AND c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
+       OR c.state IN ('cancelled', 'failed'))
+  AND NOT EXISTS (
+      SELECT FROM {{s}}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
+  AND (SELECT count(*) FROM (SELECT FROM {{s}}.retries r WHERE r.campaign_id = c.id LIMIT t.judged + 1) AS waiting)
+      <= t.judged
+"""
+
+_STAGE = """
+INSERT INTO {s}.staged (campaign_id, environment, device_id, token, registered_at, gone_at, reason, apns_id)
+SELECT %(campaign)s, * FROM unnest(%(environments)s::text[], %(ids)s::bigint[], %(tokens)s::text[],
+    %(registered)s::timestamptz[], %(gone)s::timestamptz[], %(reasons)s::text[], %(apns_ids)s::uuid[])
+ON CONFLICT DO NOTHING
+"""
+
+_TAKE_STAGED = """
+DELETE FROM {s}.staged WHERE campaign_id = %s AND environment = %s
+RETURNING device_id, token, environment, registered_at, gone_at, reason, apns_id
+"""
+
+
+def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted: int, most: int) -> Room:
+    """Leave to have up to `wanted` more pushes of a trial outstanding, of `most` over all workers. Opens the trial.
+
+    What a claim reserved is void when the claim is: it is counted with its batch, so that a dead worker leaks nothing.
+    """
+    campaign_id = claim.campaign.id
+    state = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
+    if state is None:
+        transaction.execute(_OPEN, (campaign_id, environment))
+        state = transaction.execute(_LOCK, (campaign_id, environment)).fetchone() or (TrialState.TRIAL,)
+    if state[0] != TrialState.TRIAL:
+        return Room(state=TrialState(state[0]), pushes=0, held=False)
+    values = {
+        "campaign": campaign_id,
+        "environment": environment,
+        "batch": claim.batch_id,
+        "epoch": claim.epoch,
+        "wanted": wanted,
+        "most": most,
+    }
+    pushes, held = transaction.execute(_RESERVE, values).fetchone() or (0, False)
+    return Room(state=TrialState.TRIAL, pushes=pushes, held=held)
+
+
+def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts, *, probed: int) -> Trial:
+    """Enter the answers of a claim that is recorded in this transaction; returns the trial, whose row stays locked."""
+    row = transaction.execute(
+        _ADD,
+        {
+            "campaign": claim.campaign.id,
+            "environment": environment,
+            "batch": claim.batch_id,
+            "judged": counts.judged,
+            "accepted": counts.accepted,
+            "bad_token": counts.bad_token,
+            "wrong_topic": counts.wrong_topic,
+            "gone": counts.gone,
+            "moved": counts.moved,
+            "probed": probed,
+        },
+    ).fetchone()
+    assert row is not None
+    return _trial(row)
+
+
+def note_probes(transaction: Transaction, campaign_id: int, environment: str, *, probed: int, moved: int) -> None:
+    """Count probes and moves of a campaign that is trusted."""
+    transaction.execute(_PROBED, (probed, moved, campaign_id, environment))
+
+
+def trust(transaction: Transaction, campaign_id: int, environment: str) -> bool:
+    """End a trial well: what was staged of it is applied. False when somebody else ended it."""
+    if not _move(transaction, campaign_id, environment, TrialState.TRUSTED):
+        return False
+    apply_staged(transaction, campaign_id, environment)
+    return True
+
+
+def trip(transaction: Transaction, campaign_id: int, environment: str) -> bool:
+    """Trust a campaign no more: what was staged of it is dropped. False when somebody else tripped it."""
+    if not _move(transaction, campaign_id, environment, TrialState.TRIPPED):
+        return False
+    transaction.execute(_TAKE_STAGED, (campaign_id, environment))
+    return True
+
+
+def begin_anew(transaction: Transaction, key: str) -> None:
+    """A person resumes a campaign: where the guard tripped it starts slowly again. To be called before the campaign's
+    row is locked."""
+    transaction.execute(_ANEW, (key,))
+
+
+def trust_at_once(transaction: Transaction, key: str) -> None:
+    """A person resumes a campaign and knows that its answers are right; see `begin_anew`."""
+    transaction.execute(_TRUST_AT_ONCE, (key,))
+
+
+def of(transaction: Transaction, campaign_id: int) -> dict[str, Trial]:
+    """A campaign's trials by environment."""
+    return {trial.environment: trial for trial in map(_trial, transaction.execute(_OF, (campaign_id,)))}
+
+
+def ended(transaction: Transaction) -> list[tuple[int, Trial]]:
+    """Trials that will not get enough answers to end by themselves: (app id, trial)."""
+    return [(app_id, _trial(row)) for app_id, *row in transaction.execute(_ENDED)]
+
+
+def stage(transaction: Transaction, campaign_id: int, hits: Sequence[Gone]) -> None:
+    """Have the invalidation of these devices wait for the guard's verdict."""
+    if not hits:
+        return
+    transaction.execute(
+        _STAGE,
+        {
+            "campaign": campaign_id,
+            "environments": [hit.environment for hit in hits],
+            "ids": [hit.device_id for hit in hits],
+            "tokens": [hit.token for hit in hits],
+            "registered": [hit.registered_at for hit in hits],
+            "gone": [hit.timestamp or hit.loaded_at for hit in hits],
+            "reasons": [hit.reason for hit in hits],
+            "apns_ids": [hit.apns_id for hit in hits],
+        },
+    )
+
+
+def apply_staged(transaction: Transaction, campaign_id: int, environment: str) -> int:
+    """Invalidate the devices that waited for the guard's verdict. Returns how many waited."""
+    waited = [
+        Gone(
+            device_id=device_id,
+            token=token,
+            environment=environment,
+            registered_at=registered_at,
+            timestamp=gone_at,
+            loaded_at=gone_at,
+            reason=reason,
+            apns_id=apns_id,
+        )
+        for device_id, token, environment, registered_at, gone_at, reason, apns_id in transaction.execute(
+            _TAKE_STAGED, (campaign_id, environment)
+        ).fetchall()
+    ]
+    devices.invalidate(transaction, waited, campaign_id)
+    return len(waited)
+
+
+def _move(transaction: Transaction, campaign_id: int, environment: str, target: TrialState) -> bool:
+    values = {
+        "campaign": campaign_id,
+        "environment": environment,
+        "to": target.value,
+        "from": [state.value for state in sources(TRIAL_MOVES, target)],
+    }
+    return transaction.execute(_MOVE, values).rowcount == 1
+
+
+def _trial(row: Sequence[object]) -> Trial:
+    campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed = row
+    return Trial(
+        campaign_id=campaign_id,  # type: ignore[arg-type]
+        environment=environment,  # type: ignore[arg-type]
+        state=TrialState(str(state)),
+        counts=Counts(
+            accepted=accepted,  # type: ignore[arg-type]
+            bad_token=bad_token,  # type: ignore[arg-type]
+            wrong_topic=wrong_topic,  # type: ignore[arg-type]
+            gone=gone,  # type: ignore[arg-type]
+            moved=moved,  # type: ignore[arg-type]
+        ),
+        probed=probed,  # type: ignore[arg-type]
+    )
