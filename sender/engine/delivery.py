@@ -14,6 +14,7 @@ from sender.engine.preparing import Plan, prepare
 from sender.engine.recording import give_back, record_surely
 from sender.engine.results import Results, weigh
 from sender.engine.runtime import Runtime
+from sender.engine.tallying import tally
 from sender.engine.salvage import Answered, weigh_apart
 from sender.model import Answer
 from sender.policy.verdict import Terms
@@ -65,4 +66,6 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     results.again += plan.again
     results.untouched += plan.untouched
     results.rest = plan.rest
+    results.moves = plan.moves
+    results.tallies, results.guard = tally(plan, answers), runtime.guard
     return results

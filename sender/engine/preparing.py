@@ -12,6 +12,7 @@ from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
 from sender.policy.states import DeviceState, Outcome
 from sender.policy.verdict import Again, Final
 from sender.store.batches import Claim, Target
+from sender.store.healing import Move
 from sender.store.segments import NEEDS_AUTHORIZATION
 
 _SKIPPED: dict[str, str] = {
@@ -45,6 +46,10 @@ class Plan:
     untouched: list[int] = field(default_factory=list)
     held: list[Target] = field(default_factory=list)  # their credential rests
     rest: float = 0.0  # seconds before what is not issued may be tried again
+    groups: list[tuple[str, Sequence[int]]] = field(default_factory=list)  # places by stored environment
+    own: dict[str, CredentialRef] = field(default_factory=dict)  # by environment, for an app that is healed
+    moves: list[Move] = field(default_factory=list)  # accepted in the other environment
+    probed: dict[str, int] = field(default_factory=dict)  # by stored environment
 
 
 def prepare(work: Work) -> Plan:

@@ -4,7 +4,7 @@ halts, in one transaction. It can be run again after any failure: everything it 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -16,8 +16,9 @@ from sender.errors import DatabaseUnavailableError
 from sender.policy.outcomes import Halt
 from sender.policy.poison import failure_delay
 from sender.policy.states import Outcome
-from sender.store import apps, batches, devices, intents, ledger, lifecycle, quarantine, sending
+from sender.store import apps, batches, devices, healing, intents, ledger, lifecycle, quarantine, sending
 from sender.store.batches import Claim
+from sender.store.devices import Gone
 from sender.store.database import TRANSIENT, Transaction, is_outage
 
 log = structlog.get_logger()
@@ -171,8 +172,13 @@ def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict
 
 def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
     campaign_id = claim.campaign.id
-    if results.gone:
-        devices.invalidate(transaction, results.gone, campaign_id)
+    gone: Sequence[Gone] = results.gone
+    if results.guard is not None:
+        gone = results.guard.rule(transaction, claim, results.tallies, gone)
+    if gone:
+        devices.invalidate(transaction, gone, campaign_id)
+    if results.moves:
+        healing.move(transaction, results.moves, campaign_id)
     if results.suspects:
         devices.quarantine(transaction, results.suspects, campaign_id)
     if results.throttled:

@@ -10,12 +10,14 @@ from uuid import UUID
 
 import structlog
 
+from sender.engine.guard import Guard, Tally
 from sender.model import Accepted, Answer, CredentialRef, Push, Rejected
 from sender.policy.backoff import blocklist_delay
 from sender.policy.outcomes import Halt, Rule, TokenStep, is_known, rule_for
 from sender.policy.verdict import Again, Final, Terms, Untouched, judge
 from sender.store.batches import Claim, Target
 from sender.store.devices import Gone, Suspect, Throttled
+from sender.store.healing import Move
 
 log = structlog.get_logger()
 
@@ -42,7 +44,10 @@ class Results:
     suspects: list[Suspect] = field(default_factory=list)
     throttled: list[Throttled] = field(default_factory=list)
     cleared: list[int] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)  # accepted in the other environment
     halts: dict[tuple[Halt, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)  # by stored environment, for the guard
+    guard: Guard | None = None  # who judges them; None: nobody
     error: str | None = None  # of our own, on one of the deliveries
 
 
@@ -108,6 +113,7 @@ def _note_token(results: Results, claim: Claim, one: Sent, rule: Rule, *, until:
                 Gone(
                     device_id=target.device_id,
                     token=target.token,
+                    environment=target.environment,
                     registered_at=target.registered_at,
                     timestamp=one.answer.timestamp if isinstance(one.answer, Rejected) else None,
                     loaded_at=claim.loaded_at,

@@ -17,6 +17,7 @@ import structlog
 from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
+from sender.engine.guard import Guard, thresholds_of
 from sender.engine.leases import Lease, Leases
 from sender.engine.stopping import Stopping
 from sender.errors import DatabaseUnavailableError, SenderError
@@ -53,6 +54,7 @@ class Runtime:
         )
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
         self.stopping = Stopping(settings.stop_timeout)
+        self.guard = Guard(thresholds_of(settings), stop=self.leases.stop_campaign)
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)
         self._closing = threading.Event()
@@ -84,6 +86,7 @@ class Runtime:
         if self._loop.running:
             self._loop.submit(self._clients.close(timeout=self.settings.stop_timeout)).result()
             self._loop.stop()
+        self._flush_guard(everything=True)
         try:
             with self.database.transaction() as transaction:
                 workers.retire(transaction, self.id)
@@ -123,8 +126,17 @@ class Runtime:
                 log.warning("heartbeat_failed", error=type(error).__name__)
             except Exception:
                 log.exception("heartbeat_broke")
+            self._flush_guard()
             if self._closing.wait(HEARTBEAT):
                 return
+
+    def _flush_guard(self, *, everything: bool = False) -> None:
+        try:
+            self.guard.flush(self.database, everything=everything)
+        except (*TRANSIENT, DatabaseUnavailableError) as error:
+            log.warning("guard_flush_failed", error=type(error).__name__)
+        except Exception:
+            log.exception("guard_flush_broke")
 
     def _beat(self) -> None:
         with self.database.transaction() as transaction:

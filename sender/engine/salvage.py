@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from sender.engine.guard import Tally
 from sender.engine.poison import name_error
 from sender.engine.results import Results
 from sender.model import Answer, Push
@@ -86,7 +87,7 @@ def failed(device_id: int, *, attempts: int) -> Final:
 def only(results: Results, device_ids: Collection[int]) -> Results:
     """The results of these devices alone, without what concerns the whole batch."""
     wanted = frozenset(device_ids)
-    part = Results()
+    part = Results(guard=results.guard, tallies={environment: Tally() for environment in results.tallies})
     for name, items in _lists(results):
         setattr(part, name, [item for item in items if _device(item) in wanted])
     return part

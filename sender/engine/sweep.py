@@ -11,6 +11,7 @@ import structlog
 
 from sender.engine import canary
 from sender.engine.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
+from sender.engine.guard import trust_ended
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.leases import lease_clock
 from sender.engine.poison import part_suspected
@@ -106,6 +107,7 @@ def _finish(database: Database) -> None:
         ledger.end_open(transaction)
     with database.transaction() as transaction:
         cut.advance_low(transaction)
+    trust_ended(database)
     with database.transaction() as transaction:
         settled = lifecycle.settle(transaction)
         workers.pulse(transaction, "sweep")

@@ -13,6 +13,7 @@ from typing import Any
 
 from sender.errors import ConflictError, NotFoundError, TransitionError
 from sender.policy.states import CAMPAIGN_MOVES, AppState, CampaignState, sources
+from sender.store import trials
 from sender.store.database import Transaction
 
 
@@ -196,6 +197,7 @@ def pause(transaction: Transaction, key: str, *, actor: str, reason: str | None 
 
 def resume(transaction: Transaction, key: str, *, actor: str) -> CampaignRow:
     """Go on where `pause` stopped. Raises `TransitionError`, `NotFoundError`."""
+    trials.begin_anew(transaction, key)
     return _move(transaction, "resume", key, actor=actor, reason=None)
 
 

@@ -64,6 +64,7 @@ WHERE c.finished_at IS NULL
   AND NOT EXISTS (
       SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
   AND NOT EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = c.id)
+  AND NOT EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = c.id AND t.state = 'trial') -- its 410s wait for it
 RETURNING c.id, c.key, c.state
 """
 
