@@ -6,7 +6,6 @@ that a changed default does not make a repeat another campaign).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -148,6 +147,9 @@ def make_plan(
     )
 
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 2200
+
+
 def check_key(key: Any) -> list[str]:
     """What is wrong with a campaign's key."""
     if not isinstance(key, str) or not key:
@@ -182,7 +184,7 @@ def _check_send_at(send_at: Any) -> list[str]:
         return [
             "send_at: has no time zone: pass an aware datetime, such as datetime(…, tzinfo=ZoneInfo('Europe/Paris'))"
         ]
-    return []
+    return [] if _FIRST_YEAR <= send_at.year <= _LAST_YEAR else [f"send_at: {send_at.year} is no year to send in"]
 
 
 def _check_batch_size(size: Any) -> list[str]:
@@ -196,7 +198,7 @@ def check_duration(name: str, value: Any, longest: float = LONGEST_EXPIRATION) -
     if value is None:
         return None, []
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds):
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return None, [f"{name}: must be a timedelta, or seconds, not {type(value).__name__}"]
     if not 0 <= seconds <= longest:
         return None, [f"{name}: must be from 0 to {longest / 86_400:.0f} days"]

@@ -146,7 +146,8 @@ def encode(
 def to_bytes(document: Mapping[str, Any], key: str | None) -> bytes:
     """The body that goes out: compact UTF-8 JSON, with the campaign's key in it."""
     whole = dict(document) if key is None else {**document, RESERVED_KEY: {"campaign": key}}
-    return json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode(errors="replace")  # the document was checked; a key that is no UTF-8 is refused elsewhere
 
 
 def _write(document: Mapping[str, Any], key: str | None) -> tuple[dict[str, Any], bytes]:

@@ -72,7 +72,7 @@ def _seconds(value: Any) -> str | None:
 
 
 def _number(value: Any) -> str | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     return None if good else "must be a number"
 
 

@@ -22,7 +22,7 @@ from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from sender.errors import ConfigurationError, DatabaseUnavailableError
+from sender.errors import ConfigurationError, DatabaseUnavailableError, InvalidInputError
 
 _DIALECT = PGDialect_psycopg()
 #: Seconds between two attempts to connect while the database is away: the pool alone would double them to minutes.
@@ -140,6 +140,8 @@ class Database:
             raise DatabaseUnavailableError(
                 f"schema {self.schema!r} is not migrated ({_first_line(error)}): run `sender migrate`"
             ) from None
+        except (UnicodeEncodeError, psycopg.DataError) as error:
+            raise _refusal(error) from None
         finally:
             pool.putconn(connection)
 
@@ -158,11 +160,14 @@ class Database:
     def join(self, connection: Any) -> Iterator[Transaction]:
         """Join the caller's own transaction: a psycopg 3 or a SQLAlchemy connection (on psycopg 3). Never commits."""
         driver = driver_connection(connection)
-        if driver.autocommit:  # without a transaction each of our statements would commit, or fail, by itself
-            with driver.transaction():
+        try:
+            if driver.autocommit:  # without a transaction each of our statements would commit, or fail, by itself
+                with driver.transaction():
+                    yield Transaction(driver, self.schema)
+            else:
                 yield Transaction(driver, self.schema)
-        else:
-            yield Transaction(driver, self.schema)
+        except (UnicodeEncodeError, psycopg.DataError) as error:
+            raise _refusal(error) from None
 
     @contextmanager
     def within(self, connection: Any | None) -> Iterator[Transaction]:
@@ -229,6 +234,19 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
         return True  # a partition is missing: of the table, not of the row
     return error.sqlstate[:2] not in _OF_DATA
+
+
+def _refusal(error: UnicodeEncodeError | psycopg.DataError) -> Exception:
+    """Bad input where the error says that PostgreSQL cannot hold a value; else the error itself."""
+    match error:
+        case UnicodeEncodeError():
+            return InvalidInputError("text", ["holds half a surrogate pair: it is no UTF-8"])
+        case psycopg.errors.NumericValueOutOfRange() | psycopg.errors.DatetimeFieldOverflow():
+            return InvalidInputError("number or time", ["is too large or too small to be kept"])
+        case _ if error.sqlstate is None and "NUL" in str(error):
+            return InvalidInputError("text", ["holds a NUL character, which PostgreSQL does not keep"])
+        case _:
+            return error
 
 
 def _first_line(error: BaseException) -> str:
