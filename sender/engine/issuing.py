@@ -25,25 +25,39 @@ RESENDS = 2
 def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
     """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
     answers: list[Answer | None] = [None] * len(plan.pushes)
-    _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
-    if answers.count(ACCEPTED) == len(answers):
-        return answers
-    for _ in range(RESENDS):
-        refused = [at for at, answer in enumerate(answers) if _may_resend(answer)]
-        if not refused or lease.stopped.is_set():
-            break
-        _issue_round(runtime, lease, plan, refused, answers)
-    _try_on_fresh_connection(runtime, lease, plan, answers)
+    runtime.healing.turn(lease.claim, plan)
+    plan.groups = _by_environment(plan, range(len(plan.pushes)))
+    _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers, first=True)
+    if answers.count(ACCEPTED) < len(answers):
+        for _ in range(RESENDS):
+            refused = [at for at, answer in enumerate(answers) if _may_resend(answer)]
+            if not refused or lease.stopped.is_set():
+                break
+            _issue_round(runtime, lease, plan, refused, answers)
+        _try_on_fresh_connection(runtime, lease, plan, answers)
+    runtime.healing.heal(lease, plan, answers, lambda part, found: _issue_all(runtime, lease, part, found))
     return answers
 
 
+def _issue_all(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:
+    """Send pushes that were sent before, with the credentials of this plan."""
+    _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
+
+
 def _issue_round(
-    runtime: Runtime, lease: Lease, plan: Plan, places: Sequence[int], answers: list[Answer | None]
+    runtime: Runtime,
+    lease: Lease,
+    plan: Plan,
+    places: Sequence[int],
+    answers: list[Answer | None],
+    *,
+    first: bool = False,
 ) -> None:
+    """`first`: they were not sent before, so that a campaign's slow start counts them."""
     waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]] = []
     try:
-        for environment, group in _by_environment(plan, places):
-            _issue_group(runtime, lease, plan, environment=environment, left=group, waiting=waiting)
+        for environment, group in plan.groups if first else _by_environment(plan, places):
+            _issue_group(runtime, lease, plan, environment=environment, left=group, waiting=waiting, first=first)
     except Exception:  # what is on its way has answers: they are recorded before anything else
         lease.stopped.set()
         log.exception("issuing_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
@@ -60,15 +74,21 @@ def _issue_group(
     environment: str,
     left: Sequence[int],
     waiting: list[tuple[Sequence[int], Future[list[Answer | None]]]],
+    first: bool,
 ) -> None:
     """Issue pushes of one environment, as many at a time as there is leave for."""
     credential = plan.credentials[environment]
+    trial = 0 if first else len(left)  # pushes that the slow start lets out
     while left:
-        leave = take_leave(runtime, lease, len(left))
+        if not trial:
+            room = runtime.guard.leave(runtime.database, lease, environment, len(left))
+            trial = room.pushes
+        leave = take_leave(runtime, lease, trial) if trial else room
         if not leave.pushes:
             plan.rest = max(plan.rest, leave.wait)
             return
         part, left = left[: leave.pushes], left[leave.pushes :]
+        trial -= len(part)
         for ours in announced(runtime, lease, plan, part):
             waiting.append((ours, runtime.issue(credential, [plan.pushes[at] for at in ours], lease)))
 

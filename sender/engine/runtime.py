@@ -18,6 +18,7 @@ from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
 from sender.engine.guard import Guard, thresholds_of
+from sender.engine.healing import Healing
 from sender.engine.leases import Lease, Leases
 from sender.engine.stopping import Stopping
 from sender.errors import DatabaseUnavailableError, SenderError
@@ -55,6 +56,7 @@ class Runtime:
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
         self.stopping = Stopping(settings.stop_timeout)
         self.guard = Guard(thresholds_of(settings), stop=self.leases.stop_campaign)
+        self.healing = Healing()
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)
         self._closing = threading.Event()
