@@ -109,13 +109,11 @@ def _end_claim(transaction: Transaction, claim: Claim, results: Results, *, scal
 
 def _end_intents(transaction: Transaction, claim: Claim, results: Results, *, ours: bool) -> None:
     """Whatever was announced is final now, waits in the retries after a definite answer, or was not issued at all."""
-    device_ids = [*results.sent, *results.untouched]
-    device_ids += [final.device_id for final in results.finals]
-    device_ids += [again.device_id for again in results.again]
-    if ours:
-        intents.end(transaction, claim.campaign.id, device_ids)
-    else:
-        intents.end_own(transaction, claim, device_ids)
+    final = [*results.sent, *(item.device_id for item in results.finals)]
+    open_ = [*results.untouched, *(item.device_id for item in results.again)]
+    intents.end_own(transaction, claim, final + open_)
+    if ours and not claim.fresh:  # what an earlier claim announced has come to its end too
+        intents.end(transaction, claim.campaign.id, final)
 
 
 def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
