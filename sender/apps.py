@@ -127,8 +127,9 @@ class Apps:
 
     def set_rate(self, bundle_id: str, rate: float | None) -> None:
         """Limit an app's pushes a second over all its campaigns and all workers; None lifts the limit."""
-        if rate is not None and not 0 < rate < float("inf"):
-            raise InvalidInputError("rate", [f"{rate!r} is not a number of pushes a second above 0, or None"])
+        good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
+        if rate is not None and not good:
+            raise InvalidInputError("rate", [f"{str(rate)[:40]!r} is not a number of pushes a second above 0, or None"])
         with self._services.database.transaction() as transaction:
             store.set_rate(transaction, _found(transaction, bundle_id).id, rate)
 

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from sender.errors import InvalidInputError
 
 _HEAD = 4096
+LONGEST_LINE = 32_000_000  # bytes
 _DELIMITERS = ",;\t|"
 _GZIP = b"\x1f\x8b"
 #: First bytes of what people give by mistake.
@@ -52,6 +53,31 @@ class CountingReader(io.RawIOBase):
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         self.count += len(data)
+        return len(data)
+
+
+class LineGuard(io.RawIOBase):
+    """Lets through what has line ends: a file without any (a device, a packed one) would be read into memory whole."""
+
+    def __init__(self, source: IO[bytes], name: str) -> None:
+        self._source = source
+        self._name = name
+        self._since = 0  # bytes since the last line end
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As RawIOBase has it. Raises `InvalidInputError` for a line that is too long."""
+        data = self._source.read1(len(buffer))  # type: ignore[attr-defined]
+        buffer[: len(data)] = data
+        end = max(data.rfind(b"\n"), data.rfind(b"\r"))
+        self._since = self._since + len(data) if end < 0 else len(data) - end - 1
+        if self._since > LONGEST_LINE:
+            raise InvalidInputError(
+                self._name, [f"a line is longer than {LONGEST_LINE // 1_000_000} MB: write one record a line"]
+            )
         return len(data)
 
 
@@ -115,8 +141,9 @@ def _text(raw: CountingReader, name: str) -> io.TextIOWrapper:
             raise InvalidInputError(name, [fault])
     if not head.strip():
         raise InvalidInputError(name, ["it is empty"])
+    guarded = io.BufferedReader(LineGuard(buffered, name), 1 << 18)
     # What is not UTF-8 is refused by the line, not by the file.
-    return io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(guarded, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _peek(buffered: Any) -> bytes:

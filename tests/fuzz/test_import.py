@@ -239,6 +239,16 @@ def test_a_cell_of_many_megabytes_is_a_bad_line_and_the_rest_lands(place: Place,
     assert report is not None and (report.added, report.rejected) == (1, 1)
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(place: Place, pack: Any) -> None:
+    for beginning in (b"\0" * 1000, b"token,user", b'[{"token": "', b'token\n"'):
+        endless = io.BytesIO(pack(beginning + b"x" * 70_000_000))
+        with pytest.raises(InvalidInputError, match=r"line|array|NUL"):
+            place.sender.devices.import_file(endless, app=BUNDLE)
+        assert pack is not bytes or endless.tell() < 40_000_000
+    assert place.devices() == 0 and place.leftovers() == 0
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1", "cp1252", "utf-32", "utf-8-sig"])
 def test_a_file_in_another_encoding_is_refused_or_its_lines_are(place: Place, encoding: str) -> None:
     data = f"token,user,plan\n{7:064x},René,é\n".encode(encoding)
