@@ -11,7 +11,7 @@ from sender.policy.outcomes import SENT, explain
 from sender.services import Services
 from sender.store import activity as store
 from sender.store import campaigns
-from sender.store.activity import Entry, Filter
+from sender.store.activity import Entry, Filter, Removed
 
 LARGEST_LIMIT = 1_000_000
 
@@ -66,6 +66,12 @@ class Activity:
                 raise NotFoundError("user", user, "no device was registered for them")
             wanted = Filter(campaign=campaign, app=app, reason=reason, device_ids=devices, everything=everything)
             return [_line(entry) for entry in store.read(transaction, wanted, limit=limit)]
+
+    def removed(self, *, campaign: str | None = None, app: str | None = None) -> list[Removed]:
+        """The campaigns whose deliveries the log does not have any more, newest first: see SENDER_RETAIN_SENT and
+        SENDER_RETAIN_ERRORS."""
+        with self._services.database.transaction() as transaction:
+            return store.removed(transaction, Filter(campaign=campaign, app=app))
 
 
 def _line(entry: Entry) -> Line:

@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, str] = {
     "beat": "processes",
     "flower": "processes",
     "push": "push",
+    "retention": "retention",
     "simulate-apns": "simulate",
     "up": "up",
 }

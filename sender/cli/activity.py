@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from sender.activity import Line
-from sender.cli.output import console, print_json
+from sender.cli.output import console, error_console, print_json
 from sender.client import Sender
+from sender.store.activity import Removed
 
 
 def register(app: typer.Typer) -> None:
@@ -32,17 +33,39 @@ def activity(
         lines = sender.activity.read(
             campaign=campaign, app=app, reason=reason, user=user, everything=everything, limit=limit
         )
+        removed = sender.activity.removed(campaign=campaign, app=app) if len(lines) < limit else []
+    gone = [each for each in removed if everything or each.errors]
     if as_json:
         for line in lines:
             print_json(line)
-        return
-    _print(lines, limit)
+    else:
+        _print(lines, limit, complete=not gone)
+    _tell_removed(gone)
 
 
-def _print(lines: Sequence[Line], limit: int) -> None:
+def _tell_removed(gone: Sequence[Removed]) -> None:
+    """What the log does not have any more, on standard error: it is none of the lines."""
+    for what, some in (
+        ("the successful deliveries", [each for each in gone if not each.errors]),
+        ("all deliveries", [each for each in gone if each.errors]),
+    ):
+        if some:
+            newest = max(some, key=lambda each: each.started_on)
+            whose = f"{len(some):,} campaigns up to {newest.started_on}" if len(some) > 1 else f"{newest.campaign!r}"
+            error_console.print(
+                f"removed: {what} of {whose} (see `sender retention`); their reports still count them",
+                style="dim",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _print(lines: Sequence[Line], limit: int, *, complete: bool) -> None:
     """A line a delivery, and once a reason what it means."""
     if not lines:
-        console.print("nothing to show: every delivery succeeded, or none was made yet (--all shows the others)")
+        why = "every delivery succeeded, or none was made yet (--all shows the others)"
+        console.print(f"nothing to show: {why if complete else 'what there was is not kept any more'}", soft_wrap=True)
         return
     for line in lines:
         console.print(_text(line), markup=False, highlight=False, soft_wrap=True)

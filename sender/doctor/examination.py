@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from sender.doctor import apns, servers, work
+from sender.doctor import apns, servers, storage, work
 from sender.doctor.findings import Finding, Snapshot, Status, skipped
 from sender.settings import Settings
 
@@ -15,6 +15,7 @@ CHECKS: Mapping[str, Callable[[Snapshot, Settings], Iterator[Finding]]] = {
     "beat": lambda snapshot, settings: work.check_beat(snapshot),
     "clock": lambda snapshot, settings: work.check_clocks(snapshot, settings.lease),
     "apps": lambda snapshot, settings: work.check_pauses(snapshot),
+    "storage": lambda snapshot, settings: storage.check_storage(settings),
     "credentials": lambda snapshot, settings: apns.check_credentials(snapshot, settings.lease),
     "apns": lambda snapshot, settings: apns.check_reachable(settings, snapshot),
 }

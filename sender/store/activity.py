@@ -12,10 +12,15 @@ from datetime import date, datetime
 from typing import Any
 
 from sender.policy.states import Outcome
+from sender.store import partitions
 from sender.store.database import Transaction
 
 #: How many campaigns are looked through when none is named.
 MOST_CAMPAIGNS = 1000
+
+#: Successful deliveries are shown newest first in campaigns of up to so many devices; the ledger has no index by time,
+#: and in a larger one finding the newest would read all of them: there they come in the order of the devices.
+SORTED_BY_TIME = 200_000
 
 #: What stands for an outcome while a delivery waits for its next attempt.
 RETRYING = "retrying"
@@ -51,9 +56,26 @@ class Filter:
     everything: bool = False  # the successful ones too
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """A campaign whose deliveries retention has removed: the successful ones, or (`errors`) all of them."""
+
+    campaign: str
+    started_on: date
+    at: datetime
+    errors: bool
+
+
 _CAMPAIGNS = """
-SELECT c.id, c.started_on FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+SELECT c.id, c.started_on, c.cut_devices FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 WHERE c.started_on IS NOT NULL AND (%(campaign)s::text IS NULL OR c.key = %(campaign)s)
+  AND (%(app)s::text IS NULL OR a.bundle_id = %(app)s)
+ORDER BY c.id DESC LIMIT %(most)s
+"""
+
+_REMOVED = """
+SELECT c.key, c.started_on, c.sent_removed_at FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+WHERE c.sent_removed_at IS NOT NULL AND (%(campaign)s::text IS NULL OR c.key = %(campaign)s)
   AND (%(app)s::text IS NULL OR a.bundle_id = %(app)s)
 ORDER BY c.id DESC LIMIT %(most)s
 """
@@ -73,13 +95,25 @@ def read(transaction: Transaction, wanted: Filter, *, limit: int) -> list[Entry]
     """At most `limit` deliveries, the newest campaign's first; within one those that wait, then the newest."""
     entries: list[Entry] = []
     values = {"campaign": wanted.campaign, "app": wanted.app, "most": MOST_CAMPAIGNS}
-    for campaign_id, started_on in transaction.execute(_CAMPAIGNS, values).fetchall():
+    for campaign_id, started_on, devices in transaction.execute(_CAMPAIGNS, values).fetchall():
+        by_time = not wanted.everything or devices <= SORTED_BY_TIME
         for find in (_waiting, _final):
             left = limit - len(entries)
             if left <= 0:
                 return entries
-            entries += [Entry(**row) for row in find(transaction, wanted, campaign_id, started_on, left)]
+            rows = find(transaction, wanted, campaign_id, started_on, limit=left, by_time=by_time)
+            entries += [Entry(**row) for row in rows]
     return entries
+
+
+def removed(transaction: Transaction, wanted: Filter) -> list[Removed]:
+    """The campaigns that a filter means of which something was removed, newest first."""
+    values = {"campaign": wanted.campaign, "app": wanted.app, "most": MOST_CAMPAIGNS}
+    months = {month.first for month in partitions.months(transaction, partitions.LEDGER)}
+    return [
+        Removed(campaign=key, started_on=day, at=at, errors=partitions.month_of(day)[0] not in months)
+        for key, day, at in transaction.execute(_REMOVED, values)
+    ]
 
 
 def devices_of(transaction: Transaction, user: str) -> list[int] | None:
@@ -92,25 +126,26 @@ def devices_of(transaction: Transaction, user: str) -> list[int] | None:
 
 
 def _final(
-    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, limit: int
+    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, *, limit: int, by_time: bool
 ) -> list[dict[str, Any]]:
     conditions, values = _conditions(wanted)
     if not wanted.everything:
         conditions.append(f"d.outcome <> '{Outcome.SENT.value}'")
+    order = "d.at DESC, d.device_id" if by_time else "d.device_id"
     found = f"""
         SELECT * FROM {{s}}.deliveries d
         WHERE d.campaign_started_on = %(day)s AND d.campaign_id = %(id)s {_and(conditions)}
-        ORDER BY d.at DESC, d.device_id LIMIT %(limit)s
+        ORDER BY {order} LIMIT %(limit)s
     """
     statement = f"""
         SELECT d.at, NULL::timestamptz AS due_at, d.device_id, d.outcome, d.status, d.reason, d.attempts, {_WHO}
-        FROM ({found}) d {_FROM} ORDER BY d.at DESC, d.device_id
+        FROM ({found}) d {_FROM} ORDER BY {order}
     """
     return transaction.rows(statement, values | {"day": started_on, "id": campaign_id, "limit": limit})
 
 
 def _waiting(
-    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, limit: int
+    transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, *, limit: int, by_time: bool
 ) -> list[dict[str, Any]]:
     conditions, values = _conditions(wanted)
     statement = f"""

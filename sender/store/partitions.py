@@ -24,7 +24,8 @@ _IN_DEFAULT = "SELECT 1 FROM {s}.changelog_default WHERE at >= %s AND at < %s LI
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext(%s))"
 _MONTHS = """
 SELECT c.relname AS name, coalesce(pg_total_relation_size(c.oid), 0) AS bytes,
-       greatest(c.reltuples, 0)::bigint AS rows, obj_description(c.oid, 'pg_class') AS remark
+       coalesce(pg_relation_size(c.oid), 0) = 0 AS empty, greatest(c.reltuples, 0)::bigint AS rows,
+       obj_description(c.oid, 'pg_class') AS remark
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = to_regclass(%s) ORDER BY c.relname
 """
@@ -38,6 +39,7 @@ class Month:
     first: date
     after: date
     bytes: int  # with its indexes
+    empty: bool
     rows: int  # PostgreSQL's estimate
     remark: str | None  # the table's comment: what retention notes of it
 

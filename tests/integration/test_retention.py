@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from sender import InvalidSegmentError, Segment, Sender
 from sender.campaign_plan import InvalidCampaignError
+from sender.cli import app as cli
+from sender.doctor.findings import Status
+from sender.doctor.storage import check_storage
 from sender.engine import retention as steps
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.tick import tick
@@ -27,6 +32,8 @@ OLD = partitions.month_of(TODAY - timedelta(days=31))[0] - timedelta(days=15)  #
 ANCIENT = partitions.month_of(TODAY - timedelta(days=180))[0] - timedelta(days=15)
 
 INSERT = "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, outcome) VALUES (%s, %s, %s, 'sent')"
+
+Commands = Callable[..., Any]
 
 
 class Ledger:
@@ -96,6 +103,15 @@ class Ledger:
 @pytest.fixture
 def ledger(database: Database, sender: Sender, settings: Settings) -> Ledger:
     return Ledger(database, sender, settings)
+
+
+@pytest.fixture
+def commands(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Runs `sender …` on the test's servers."""
+    for name in ("database_url", "broker_url"):
+        monkeypatch.setenv(f"SENDER_{name.upper()}", getattr(ledger.settings, name).get_secret_value())
+    monkeypatch.setenv("SENDER_DATABASE_SCHEMA", ledger.database.schema)
+    return lambda *words: CliRunner().invoke(cli, words, catch_exceptions=False)
 
 
 def test_a_month_that_is_old_enough_loses_its_sent_rows_and_keeps_the_others(ledger: Ledger) -> None:
@@ -382,3 +398,53 @@ def test_a_scheduled_campaign_whose_reference_is_gone_all_the_same_fails_and_rea
     report = ledger.sender.campaigns.show("later")
     assert report.state == "failed" and "is not kept any more" in (report.state_reason or "")
     assert report.audience == 0
+
+
+# --- what the log says of it ------------------------------------------------------------------------------------------
+
+
+def test_the_activity_log_says_what_it_does_not_have_any_more(ledger: Ledger, commands: Commands) -> None:
+    ledger.campaign("ancient", ANCIENT)
+    ledger.campaign("old", OLD)
+    ledger.campaign("recent", RECENT)
+    ledger.retain()
+    activity = ledger.sender.activity
+    assert [(each.campaign, each.errors) for each in activity.removed()] == [("old", False), ("ancient", True)]
+    everything = commands("activity", "--all", "--limit", "1000")
+    assert (
+        "the successful deliveries of 'old'" in everything.stderr and "all deliveries of 'ancient'" in everything.stderr
+    )
+    assert "successful" not in commands("activity", "--limit", "1000").stderr
+    assert commands("activity", "--campaign", "recent", "--all").stderr == ""
+    nothing = commands("activity", "--campaign", "ancient")
+    assert "not kept any more" in nothing.stdout and "succeeded" not in nothing.stdout
+
+
+def test_the_command_tells_what_is_due_and_does_it_when_asked(ledger: Ledger, commands: Commands) -> None:
+    ledger.campaign("ancient", ANCIENT)
+    ledger.campaign("done", OLD)
+    running = ledger.campaign("running", OLD, finished=False)
+    told = json.loads(commands("retention", "--json").stdout)
+    months = {(each["table"], each["month"]): each for each in told["months"]}
+    ancient = months["deliveries", str(ANCIENT.replace(day=1))]
+    old = months["deliveries", str(OLD.replace(day=1))]
+    assert (ancient["next"], ancient["held_by"]) == ("remove_sent", None)
+    assert "'running' of that month has not finished" in old["held_by"]
+    assert months["deliveries", str(TODAY.replace(day=1))]["on"] > str(TODAY)
+    assert told["tables"]["batches"] > 0
+    shown = commands("retention", "--run").stdout
+    assert f"{ANCIENT:%Y-%m}" not in shown and "sent 30 days, errors 180 days, changelog for ever" in shown
+    assert "has not finished" in shown
+    assert ledger.outcomes(running) == {"sent": 20, "rejected": 5}
+
+
+def test_the_doctor_says_how_large_it_is_and_what_should_have_gone(ledger: Ledger) -> None:
+    ledger.campaign("ancient", ANCIENT)
+    ledger.campaign("running", OLD, finished=False)
+    findings = list(check_storage(ledger.settings))
+    assert findings[0].status is Status.OK and "ledger" in findings[0].message
+    assert f"next deliveries {ANCIENT:%Y-%m} loses its sent rows" in findings[0].message
+    assert any("should have been cleaned" in each.message and "'running'" in each.advice for each in findings)
+    ledger.rows("UPDATE {s}.campaigns SET finished_at = now() RETURNING 1")
+    ledger.retain()
+    assert [each.status for each in check_storage(ledger.settings)] == [Status.OK]
