@@ -47,6 +47,19 @@ docs: $(STAMP) ## write again what is generated from the code: diagrams, errors,
 bench: $(STAMP) ## measure, side by side; prints a table in Markdown
 	@$(BIN)/python -m tests.bench
 
+# make chaos ROUNDS=20 SEED=1 DELIVERY=both|at_least_once|at_most_once DEVICES=50000 FAULTS=6 SHOWS=yes|no
+ROUNDS ?= 20
+SEED ?= 1
+DELIVERY ?= both
+DEVICES ?= 50000
+FAULTS ?= 6
+SHOWS ?= yes
+
+.PHONY: chaos
+chaos: $(STAMP) ## campaigns under faults: ROUNDS=20 SEED=1 DELIVERY=both DEVICES=50000; prints a table in Markdown
+	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) --delivery $(DELIVERY) --devices $(DEVICES) \
+		--faults $(FAULTS) $(if $(filter no,$(SHOWS)),--no-shows,--shows)
+
 .PHONY: hooks
 hooks: $(STAMP) ## run the linters before every commit (pre-commit)
 	@$(BIN)/pre-commit install

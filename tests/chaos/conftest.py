@@ -13,7 +13,7 @@ from tests.chaos.stack import ChaosStack
 DEVICES = 15_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[ChaosStack]:
     try:
         with ChaosStack(DEVICES) as stack:
