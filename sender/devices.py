@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from sender import quarantine, restoring
 from sender.audience import Segment
 from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
 from sender.errors import ConflictError, InvalidInputError, InvalidSegmentError, NotFoundError
 from sender.imports import ImportReport, Options, Progress, run_import
 from sender.model import Actor, Authorization, Environment
 from sender.policy.states import DeviceState
+from sender.quarantine import Quarantine
+from sender.restoring import RestoreReport
 from sender.services import Services
 from sender.store import apps, device_moves, inventory, references, registrations, users
 from sender.store.apps import App
@@ -23,7 +26,7 @@ from sender.store.inventory import Device
 from sender.store.registrations import KEEP, Keep, Registered, Registration
 from sender.tokens import normalise, normalise_prefix, prefix, redact
 
-__all__ = ["KEEP", "Device", "Devices", "ImportReport", "Registered"]
+__all__ = ["KEEP", "Device", "Devices", "ImportReport", "Quarantine", "Registered", "RestoreReport"]
 
 
 class Devices:
@@ -188,6 +191,64 @@ class Devices:
             rejects=rejects,
             progress=progress,
         )
+
+    def quarantined(
+        self, *, app: str | None = None, reason: str | None = None, campaign: str | None = None, limit: int = 100
+    ) -> Quarantine:
+        """The devices in quarantine: counted by reason, and listed, the longest ago first, up to `limit`."""
+        return quarantine.look(self._services, app=app, reason=reason, campaign=campaign, limit=limit)
+
+    def release(
+        self,
+        tokens: Sequence[str] = (),
+        *,
+        campaign: str | None = None,
+        app: str | None = None,
+        dry_run: bool = False,
+        actor: Actor = Actor.APPLICATION,
+    ) -> int:
+        """Let devices out of quarantine, by their tokens (the beginning is enough) or all that a campaign put there.
+
+        Returns how many; with `dry_run` how many it would be. Raises `InvalidInputError` with every token that is not
+        of exactly one quarantined device.
+        """
+        return quarantine.leave(
+            self._services, tokens, campaign=campaign, app=app, confirmed=False, dry_run=dry_run, actor=actor
+        )
+
+    def confirm(
+        self,
+        tokens: Sequence[str] = (),
+        *,
+        campaign: str | None = None,
+        app: str | None = None,
+        dry_run: bool = False,
+        actor: Actor = Actor.APPLICATION,
+    ) -> int:
+        """Confirm that quarantined tokens are invalid; otherwise as `release`."""
+        return quarantine.leave(
+            self._services, tokens, campaign=campaign, app=app, confirmed=True, dry_run=dry_run, actor=actor
+        )
+
+    def restore(
+        self,
+        *,
+        campaign: str | None = None,
+        reason: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        app: str | None = None,
+        dry_run: bool = False,
+        actor: Actor = Actor.APPLICATION,
+        progress: restoring.Progress | None = None,
+    ) -> RestoreReport:
+        """Undo what a campaign, or a reason in a span of time, invalidated or quarantined, from the changelog.
+
+        Devices go back to the state they had. Those that registered again or changed since are left alone, and counted
+        with what happened to them. Safe to repeat. Raises `InvalidInputError`, `NotFoundError`.
+        """
+        wanted = restoring.Wanted(campaign=campaign, reason=reason, since=since, until=until, app=app)
+        return restoring.restore(self._services, wanted, dry_run=dry_run, actor=actor, progress=progress)
 
 
 def _app(transaction: Transaction, bundle_id: str) -> App:

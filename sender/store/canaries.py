@@ -133,7 +133,7 @@ def seed(key: str) -> str:
 
 def part(key: str, canary: Mapping[str, Any] | None, state: str | None) -> list[sa.ColumnElement[bool]]:
     """The condition of what is cut now: the sample until the canary has passed, then everything else."""
-    if canary is None or state is None:
+    if canary is None or "below" not in canary:  # nobody was there to be drawn
         return []
     number, below = lot(seed(key)), sa.literal(canary["below"], sa.BigInteger)
     return [number >= below if state == CanaryState.PASSED else number < below]
