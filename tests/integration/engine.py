@@ -15,7 +15,7 @@ from sender.engine.fanout import cut_campaign
 from sender.engine.runtime import Runtime
 from sender.engine.sweep import Sweeper
 from sender.engine.tick import tick
-from sender.model import ACCEPTED, Answer, CredentialRef, Push
+from sender.model import ACCEPTED, Answer, CredentialRef, Environment, Push
 from sender.payload import Alert, Payload
 from sender.settings import Settings
 from sender.store import apps
@@ -53,9 +53,12 @@ class ScriptedClients:
 
     def __init__(self) -> None:
         self.client = ScriptedClient(lambda push: ACCEPTED)
+        self.sandbox: ScriptedClient | None = None  # another one for that environment
         self.renewed = 0
 
     def get(self, credential: CredentialRef) -> ScriptedClient:
+        if self.sandbox is not None and credential.environment is Environment.SANDBOX:
+            return self.sandbox
         return self.client
 
     async def renew(self, credential: CredentialRef) -> None:
