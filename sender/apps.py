@@ -133,6 +133,22 @@ class Apps:
         with self._services.database.transaction() as transaction:
             store.set_rate(transaction, _found(transaction, bundle_id).id, rate)
 
+    def set_healing(self, bundle_id: str, on: bool) -> App:
+        """Have refused tokens tried in the other environment, and moved there when they are accepted.
+
+        Raises `ConflictError` for an app that has no credential for both environments.
+        """
+        with self._services.database.transaction() as transaction:
+            app = _found(transaction, bundle_id)
+            missing = [str(each) for each in Environment if each not in app.environments]
+            if on and missing:
+                raise ConflictError(
+                    f"app {bundle_id} has no credential for {' and '.join(missing)}, so that nothing can be tried there: "
+                    f"add one with `sender apps set-credential {bundle_id} --environment {missing[0]} …`"
+                )
+            store.set_healing(transaction, app.id, on)
+            return _found(transaction, bundle_id)
+
     def pause(self, bundle_id: str, reason: str = "paused by a person") -> bool:
         """Stop all campaigns of an app where they are. False when it is paused already."""
         with self._services.database.transaction() as transaction:

@@ -124,6 +124,7 @@ def show(bundle_id: BundleId, as_json: AsJson = False) -> None:
                 "state_reason": found.state_reason,
                 "state_changed_at": found.state_changed_at,
                 "rate": found.rate,
+                "healing": found.healing,
                 "created_at": found.created_at,
                 "devices": devices,
                 "credentials": credentials,
@@ -134,6 +135,7 @@ def show(bundle_id: BundleId, as_json: AsJson = False) -> None:
         ("app", found.bundle_id),
         ("state", found.state + (f": {found.state_reason}" if found.state_reason else "")),
         ("rate", "unlimited" if found.rate is None else f"{found.rate:g} pushes/s"),
+        ("environment healing", "on" if found.healing else "off"),
         ("devices", f"{devices:,}"),
     ]
     for credential in credentials:
@@ -209,6 +211,24 @@ def rate(
     with Sender() as sender:
         sender.apps.set_rate(bundle_id, wanted)
     console.print(f"{bundle_id}: {'unlimited' if wanted is None else f'{wanted:g} pushes/s'}", highlight=False)
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+@app.command()
+def heal(
+    bundle_id: BundleId,
+    switch: Annotated[Switch, typer.Argument(help="on or off.", show_default=False)],
+) -> None:
+    """Try refused tokens (BadDeviceToken) in the other environment, and move those that are accepted there."""
+    with Sender() as sender:
+        changed = sender.apps.set_healing(bundle_id, switch is Switch.ON)
+    console.print(f"{bundle_id}: environment healing is {'on' if changed.healing else 'off'}", highlight=False)
 
 
 @app.command()

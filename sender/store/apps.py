@@ -23,6 +23,7 @@ class App:
     state_changed_at: datetime
     rate: float | None
     created_at: datetime
+    healing: bool  # BadDeviceToken is tried in the other environment
     credentials: tuple[CredentialRef, ...]
 
     @property
@@ -32,7 +33,7 @@ class App:
 
 
 _SELECT = """
-SELECT a.id, a.bundle_id, a.state, a.state_reason, a.state_changed_at, a.rate, a.created_at,
+SELECT a.id, a.bundle_id, a.state, a.state_reason, a.state_changed_at, a.rate, a.created_at, a.healing,
        coalesce((SELECT jsonb_agg(to_jsonb(c) ORDER BY c.environment)
                  FROM {s}.credentials c WHERE c.app_id = a.id), '[]') AS credentials
 FROM {s}.apps a
@@ -85,6 +86,11 @@ def set_credentials(transaction: Transaction, app_id: int, refs: Sequence[Creden
 def set_rate(transaction: Transaction, app_id: int, rate: float | None) -> None:
     """Limit the app's pushes a second over all workers; None lifts the limit."""
     transaction.execute("UPDATE {s}.apps SET rate = %s, epoch = epoch + 1 WHERE id = %s", [rate, app_id])
+
+
+def set_healing(transaction: Transaction, app_id: int, on: bool) -> None:
+    """Whether refused tokens of the app are tried in the other environment."""
+    transaction.execute("UPDATE {s}.apps SET healing = %s, epoch = epoch + 1 WHERE id = %s", [on, app_id])
 
 
 def pause_app(transaction: Transaction, app_id: int, reason: str) -> bool:
@@ -155,6 +161,7 @@ def _app(row: dict[str, Any]) -> App:
         state_changed_at=row["state_changed_at"],
         rate=row["rate"],
         created_at=row["created_at"],
+        healing=row["healing"],
         credentials=tuple(_credential(kept) for kept in row["credentials"]),
     )
 
