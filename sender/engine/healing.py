@@ -78,7 +78,8 @@ class Healing:
         if not straight:  # in its own environment a device is always tried
             with self._lock:
                 refused = refused[: self._record(claim, environment).allowance(len(refused), now=time.monotonic())]
-        _probe(lease, plan, answers, send, refused, _elsewhere(plan.own, environment) if not straight else own)
+        elsewhere = own if straight else _elsewhere(plan.own, environment)
+        _probe(lease, plan, answers, send, places=refused, credential=elsewhere)
         healed = [at for at in refused if type(answers[at]) is Accepted]
         moved, there = (accepted, used) if straight else (healed, _elsewhere(plan.own, environment))
         plan.moves += [_move(plan, at, there.environment.value) for at in moved]
@@ -117,13 +118,14 @@ def _probe(
     plan: Plan,
     answers: list[Answer | None],
     send: Send,
-    refused: Sequence[int],
+    *,
+    places: Sequence[int],
     credential: CredentialRef,
 ) -> None:
     """Send refused pushes with another credential, and settle which answer counts. Those that a stop kept from it go
     back untouched; of those whose turn is too far off the refusal stands."""
     end = time.monotonic() + PATIENCE
-    left = list(refused)
+    left = list(places)
     while left:
         part = Plan(
             targets=[plan.targets[at] for at in left],

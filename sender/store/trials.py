@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sender.policy.guard import Counts
 from sender.policy.states import TRIAL_MOVES, TrialState, sources
@@ -155,7 +156,7 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
 
 def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts, *, probed: int) -> Trial:
     """Enter the answers of a claim that is recorded in this transaction; returns the trial, whose row stays locked."""
-    row = transaction.execute(
+    (row,) = transaction.execute(
         _ADD,
         {
             "campaign": claim.campaign.id,
@@ -169,8 +170,7 @@ def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts
             "moved": counts.moved,
             "probed": probed,
         },
-    ).fetchone()
-    assert row is not None
+    ).fetchall()
     return _trial(row)
 
 
@@ -266,18 +266,9 @@ def _move(transaction: Transaction, campaign_id: int, environment: str, target: 
     return transaction.execute(_MOVE, values).rowcount == 1
 
 
-def _trial(row: Sequence[object]) -> Trial:
+def _trial(row: Sequence[Any]) -> Trial:
     campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed = row
+    counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)
     return Trial(
-        campaign_id=campaign_id,  # type: ignore[arg-type]
-        environment=environment,  # type: ignore[arg-type]
-        state=TrialState(str(state)),
-        counts=Counts(
-            accepted=accepted,  # type: ignore[arg-type]
-            bad_token=bad_token,  # type: ignore[arg-type]
-            wrong_topic=wrong_topic,  # type: ignore[arg-type]
-            gone=gone,  # type: ignore[arg-type]
-            moved=moved,  # type: ignore[arg-type]
-        ),
-        probed=probed,  # type: ignore[arg-type]
+        campaign_id=campaign_id, environment=environment, state=TrialState(state), counts=counts, probed=probed
     )
