@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sender import quarantine, restoring
+from sender import forgetting, quarantine, restoring
 from sender.audience import Segment
 from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
 from sender.errors import ConflictError, InvalidInputError, InvalidSegmentError, NotFoundError
@@ -22,6 +22,7 @@ from sender.store import apps, device_moves, inventory, references, registration
 from sender.store.apps import App
 from sender.store.database import Transaction
 from sender.store.device_moves import Which
+from sender.store.forget import Forgotten
 from sender.store.inventory import Device
 from sender.store.registrations import KEEP, Keep, Registered, Registration
 from sender.tokens import normalise, normalise_prefix, prefix, redact
@@ -249,6 +250,10 @@ class Devices:
         """
         wanted = restoring.Wanted(campaign=campaign, reason=reason, since=since, until=until, app=app)
         return restoring.restore(self._services, wanted, dry_run=dry_run, actor=actor, progress=progress)
+
+    def forget_user(self, user: str | int, *, dry_run: bool = False, actor: Actor = Actor.APPLICATION) -> Forgotten:
+        """Erase a person's data for good; the same as `Users.forget`."""
+        return forgetting.forget(self._services, user, dry_run=dry_run, actor=actor)
 
 
 def _app(transaction: Transaction, bundle_id: str) -> App:

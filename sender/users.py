@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sender import forgetting
 from sender.errors import NotFoundError
-from sender.model import Change
+from sender.model import Actor, Change
 from sender.services import Services
 from sender.store import changelog, inventory
 from sender.store import users as store
 from sender.store.changelog import Filter
+from sender.store.forget import Forgotten
 from sender.store.inventory import Device
 from sender.store.users import RecentDelivery
 
-__all__ = ["RecentDelivery", "User", "Users"]
+__all__ = ["Forgotten", "RecentDelivery", "User", "Users"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +52,11 @@ class Users:
                 deliveries=tuple(store.recent_deliveries(transaction, [device.id for device in devices], most=most)),
                 changes=tuple(changelog.latest(transaction, limit=most, only=Filter(user_id=user_id))),
             )
+
+    def forget(self, user: str | int, *, dry_run: bool = False, actor: Actor = Actor.APPLICATION) -> Forgotten:
+        """Erase a person for good: devices with their tokens and attributes, the id itself, and what names it in
+        audiences; a campaign that was for nobody else loses its message. Surrogate ids and figures stay.
+
+        Leaves one row in the changelog, without personal data. Somebody unknown is no error: `known` says so.
+        """
+        return forgetting.forget(self._services, user, dry_run=dry_run, actor=actor)

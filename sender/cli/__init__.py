@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Groups of commands: the name, which is also the module's, and what it is about.
 GROUPS: Mapping[str, str] = {
     "apps": "Apps and their credentials.",
-    "devices": "Devices: import, show, count, export.",
+    "devices": "Devices: import, show, count, export; quarantine, undo, forget.",
     "users": "The application's users.",
     "campaigns": "Campaigns: create, send, watch.",
 }

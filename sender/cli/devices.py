@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from sender.audience import Segment, parse_where
+from sender.cli import quarantine, undo
 from sender.cli.output import console, error_console, jsonable, print_json
 from sender.cli.tables import facts, moment, print_table, table
 from sender.client import Sender
@@ -26,6 +27,8 @@ from sender.policy.states import DeviceState
 from sender.tokens import prefix
 
 app = typer.Typer(no_args_is_help=True)
+quarantine.register(app)
+undo.register(app)
 
 BAD_LINES = 3  # exit code of an import that refused lines
 
