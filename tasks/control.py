@@ -30,6 +30,7 @@ def fanout(*, campaign: str, id: int) -> dict[str, int | bool]:
         here.database,
         id,
         publish,
+        later=here.later,
         installation_rate=here.settings.rate,
         retest_share=here.settings.retest_share,
         stopped=stopping,

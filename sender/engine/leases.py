@@ -18,7 +18,7 @@ import structlog
 
 from sender.engine.pacing import limits_of
 from sender.errors import DatabaseUnavailableError
-from sender.store import sending, workers
+from sender.store import halts, sending, workers
 from sender.store.batches import Claim
 from sender.store.database import TRANSIENT, Database
 from sender.store.limits import Limit
@@ -49,6 +49,7 @@ class Lease:
     def __init__(self, claim: Claim, *, taken: float, length: float, installation_rate: float | None) -> None:
         self.claim = claim
         self.stopped = threading.Event()  # nothing more may be issued
+        self.told = False  # the database knows that it has stopped
         self._length = length
         self._taken = taken
         self._safe_until = self._taken + length * SAFE_SHARE
@@ -58,6 +59,11 @@ class Lease:
     def now(self) -> datetime:
         """The time by the database's clock, counted on from the claim: a wrong clock here does no harm."""
         return self.claim.loaded_at + timedelta(seconds=lease_clock() - self._taken)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was claimed."""
+        return lease_clock() - self._taken
 
     def may_issue(self) -> bool:
         """Whether a slice may go out now."""
@@ -179,6 +185,18 @@ class Leases:
             standings = sending.standings(transaction, {lease.claim.campaign.id for lease in held})
         for lease in held:
             lease.heed(standings.get(lease.claim.campaign.id))
+        self._tell([lease for lease in held if lease.stopped.is_set() and not lease.told])
+
+    def _tell(self, stopped: Sequence[Lease]) -> None:
+        """Let whoever ordered a stop know that these claims heed it."""
+        if not stopped:
+            return
+        with self._database.transaction() as transaction:
+            halts.halt(
+                transaction, [lease.claim.batch_id for lease in stopped], [lease.claim.owner for lease in stopped]
+            )
+        for lease in stopped:
+            lease.told = True
 
     def _repeat(self, name: str, interval: float, step: Callable[[], None]) -> None:
         def run() -> None:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sender.policy.pace import grant_size
+from sender.policy.pace import GRANT_AHEAD, back_off, grant_size
 from sender.store import limits
 from sender.store.database import Database
 from sender.store.limits import INSTALLATION, Limit
 
-#: Seconds for which a worker waits for its turn; if it is further off, the batch goes back to the database until then,
-#: so that slow campaigns hold no threads.
-PATIENCE = 1.5
+#: Seconds for which a worker waits before it asks for a grant again; if its turn is further off, the batch goes back to
+#: the database until then, so that slow campaigns hold no threads.
+PATIENCE = 0.05
+
+#: Seconds after which a worker that holds a batch waits for no further grant: a batch that was cut at a higher rate
+#: goes back with what is left of it.
+HOLDS = 3.0
+
+#: Seconds by which a granted start may have passed when its time comes; a worker that stood still for longer asks
+#: anew, so that what was granted to many is not issued all at once.
+LATE = 0.1
+
+#: Seconds after its time at which a batch is published again.
+MARGIN = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +37,7 @@ class Leave:
 
 
 def limits_of(
-    *, installation: float | None, app_id: int, app: float | None, campaign_id: int, campaign: float | None
+    *, installation: float | None, app_id: int, app: float | None, campaign_id: int | None, campaign: float | None
 ) -> list[Limit]:
     """The limits that apply to a push, in the order in which their rows are locked."""
     named = ((INSTALLATION, installation), (f"app:{app_id}", app), (f"campaign:{campaign_id}", campaign))
@@ -33,21 +45,43 @@ def limits_of(
 
 
 def take_grant(
-    database: Database, current: Callable[[], Sequence[Limit]], wanted: int, stopped: threading.Event
+    database: Database,
+    current: Callable[[], Sequence[Limit]],
+    wanted: int,
+    stopped: threading.Event,
+    *,
+    urgent: bool = False,
+    held: float = 0.0,
+    tries: int = 1,
+    patience: float = PATIENCE,
 ) -> Leave:
     """Wait for leave to issue up to `wanted` pushes. `current` is asked again at every try, so that a changed rate
-    counts at once. No pushes when `stopped` was set first, or when the turn is further off than `PATIENCE`."""
+    counts at once. No pushes when `stopped` was set first, or when the turn is further off than `patience` seconds.
+
+    `urgent` ones have their place before all that have none yet. `held`: seconds since the batch was claimed; `tries`:
+    how often it was, since a batch that comes in vain comes less often.
+    """
+    ahead = GRANT_AHEAD if held < HOLDS else 0.0
     while not stopped.is_set():
         now = current()
         if not now:
             return Leave(pushes=wanted)
         pushes = grant_size(min(limit.rate for limit in now), wanted)
+        asked = time.monotonic()
         with database.transaction() as transaction:
-            grant = limits.take(transaction, now, pushes)
-        if not grant.granted and grant.delay > PATIENCE:
-            return Leave(pushes=0, wait=grant.delay)
-        if stopped.wait(grant.delay if grant.granted else min(grant.delay + 0.005, 1.0)):
+            grant = limits.take(transaction, now, pushes, ahead=ahead, urgent=urgent)
+        if not grant.granted and grant.delay > patience:
+            return Leave(pushes=0, wait=back_off(grant.delay, tries))
+        if stopped.wait(grant.delay if grant.granted else grant.delay + 0.005):
             break
-        if grant.granted:
+        if grant.granted and (not grant.delay or time.monotonic() - asked - grant.delay <= LATE):
             return Leave(pushes=pushes)
+        ahead = 0.0  # no other start is missed
     return Leave(pushes=0)
+
+
+def fits(current: Sequence[Limit], pushes: int) -> bool:
+    """Whether so many pushes are about as many as a batch should hold at these limits: more were cut at a higher rate,
+    and are given out by the fan-out, which knows how many of them are needed."""
+    rate = min((limit.rate for limit in current), default=None)
+    return pushes <= 2 * grant_size(rate, pushes)

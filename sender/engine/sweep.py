@@ -10,14 +10,15 @@ from uuid import UUID
 import structlog
 
 from sender.engine import canary
-from sender.engine.fanout import MOST_OPEN, PRIORITY_AUDIENCE, Publish, publish_all
+from sender.engine.fanout import PRIORITY_AUDIENCE, publish_all
 from sender.engine.guard import trust_ended
 from sender.engine.housekeeping import Housekeeper
+from sender.engine.later import Publish
 from sender.engine.leases import lease_clock
 from sender.engine.poison import part_suspected
 from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import batches, cut, ledger, lifecycle, workers
+from sender.store import batches, cut, ledger, lifecycle, publishing, workers
 from sender.store.database import Database
 
 log = structlog.get_logger()
@@ -28,6 +29,9 @@ MOST_RETRIES = 20_000
 #: Seconds after which a published batch that nobody took is published again, if no message waits in the queues; and
 #: if there are some.
 LOST_AFTER, LOST_AFTER_BUSY = 5.0, 300.0
+
+#: Batches of one campaign that may be published or claimed for the sweep to publish more.
+MOST_SWEPT = 40
 
 
 class Sweeper:
@@ -96,10 +100,10 @@ def _republish(database: Database, publish: Publish, waiting: Callable[[], int])
         cut.forget_published(transaction, seconds=after)
         straggling = cut.straggling(transaction)
     for campaign_id, key, low, audience, published in straggling:
-        if published < MOST_OPEN:
+        if published < MOST_SWEPT:
             with database.transaction() as transaction:
-                ids = cut.publishable(transaction, campaign_id, low, most=MOST_OPEN - published)
-            publish_all(database, publish, key, ids, audience <= PRIORITY_AUDIENCE)
+                taken = publishing.take(transaction, campaign_id, low, most=MOST_SWEPT - published)
+            publish_all(database, publish, key, [batch_id for batch_id, _ in taken], audience <= PRIORITY_AUDIENCE)
 
 
 def _finish(database: Database) -> None:

@@ -9,6 +9,12 @@ GRANT_SHARE = 1 / 20
 #: A grant may start at most this many seconds ahead; a worker that would have to wait longer asks again later.
 GRANT_AHEAD = 0.25
 
+#: An urgent push is given its place further ahead, in what it shares with others: before all who have none yet.
+URGENT_AHEAD = 1.0
+
+#: Seconds by which a refusal is stretched at the most.
+LONGEST_BACK_OFF = 1.0
+
 #: A grant that was asked for late does not move the next one by as much as this share of the time between two pushes,
 #: within these seconds: small delays do not add up to a lower rate, and nothing worth the name of a burst is made up.
 LATE_SHARE, LEAST_LATE, MOST_LATE = 0.5, 0.025, 1.0
@@ -26,12 +32,12 @@ def batch_size(rate: float | None, wanted: int) -> int:
     return grant_size(rate, wanted)
 
 
+def back_off(delay: float, tries: int) -> float:
+    """Seconds after which a batch asks again that was told to ask in `delay` at its try number `tries`: there are more
+    batches than turns when it comes in vain time and again."""
+    return max(delay, min(delay * 2.0 ** min(max(tries, 1) - 1, 3), LONGEST_BACK_OFF))
+
+
 def lateness(rate: float) -> float:
     """Seconds by which a push may be asked for late without the next one moving, at `rate` pushes a second."""
     return min(max(LATE_SHARE / rate, LEAST_LATE), MOST_LATE)
-
-
-def urgent_ahead(rate: float) -> float:
-    """Seconds ahead that an urgent push may be given its place: behind the one push or grant that has its place
-    already, and before everybody who has none."""
-    return 2 * GRANT_AHEAD + 1 / rate

@@ -50,17 +50,6 @@ WHERE c.id = %(campaign)s AND c.state = 'running' AND a.state = 'active'
 FOR NO KEY UPDATE OF c
 """
 
-_LOW = """
-SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1) - 1,
-       count(*) FILTER (WHERE state <> 'done')
-FROM {s}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
-"""
-
-_RENEW = """
-UPDATE {s}.campaigns SET low_batch_id = %(low)s, fanout_until = now() + make_interval(secs => %(seconds)s)
-WHERE id = %(campaign)s
-"""
-
 #: After the cut nothing else moves the mark of a campaign that waits for its last retries.
 _ADVANCE_LOW = """
 UPDATE {s}.campaigns c SET low_batch_id = mark.low
@@ -92,31 +81,19 @@ UPDATE {s}.campaigns SET retested = retested + %(devices)s, cut_devices = cut_de
 WHERE id = %(campaign)s
 """
 
-_PUBLISHABLE = """
-UPDATE {s}.batches b SET published_at = now()
-FROM (
-    SELECT id FROM {s}.batches
-    WHERE campaign_id = %(campaign)s AND id > %(low)s AND state = 'open' AND published_at IS NULL
-      AND (due_at IS NULL OR due_at <= now())
-    ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
-) AS open
-WHERE b.id = open.id
-RETURNING b.id
-"""
-
 _STRAGGLING = """
 SELECT c.id, c.key, c.low_batch_id, c.audience_estimate, count(*) FILTER (WHERE b.published_at IS NOT NULL)
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done'
 WHERE c.state = 'running' AND a.state = 'active'
-  AND (c.fanout_until IS NULL OR c.fanout_until < now() OR c.cut_finished)
+  AND (c.fanout_until IS NULL OR c.fanout_until < now())
 GROUP BY c.id
 HAVING bool_or(b.state = 'open' AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now()))
 """
 
 _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = ANY(%s) AND state = 'open'"
 
-_END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s AND NOT cut_finished"
+_END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s"
 
 _FORGET_PUBLISHED = """
 UPDATE {s}.batches b SET published_at = NULL
@@ -156,14 +133,6 @@ def hold(transaction: Transaction, campaign_id: int, *, installation_rate: float
     if row is None:
         return None
     return Cutting(**row | {"segment": Segment.from_json(row["segment"]), "push_type": PushType(row["push_type"])})
-
-
-def open_batches(transaction: Transaction, cutting: Cutting, *, seconds: float) -> int:
-    """How many batches are open or claimed; also moves the campaign's low-water mark up and renews the fan-out's
-    reservation by `seconds`."""
-    low, count = transaction.execute(_LOW, {"campaign": cutting.id, "low": cutting.low_batch_id}).fetchone() or (0, 0)
-    transaction.execute(_RENEW, {"campaign": cutting.id, "low": low, "seconds": seconds})
-    return int(count)
 
 
 def cut(
@@ -228,11 +197,6 @@ def insert(transaction: Transaction, campaign_id: int, kind: str, batches: Seque
     return [id for (id,) in transaction.execute(_INSERT, values)]
 
 
-def publishable(transaction: Transaction, campaign_id: int, low: int, *, most: int) -> list[int]:
-    """Open batches that are due and not published, now marked as published (a hint: the message may yet be lost)."""
-    return [id for (id,) in transaction.execute(_PUBLISHABLE, {"campaign": campaign_id, "low": low, "most": most})]
-
-
 def advance_low(transaction: Transaction) -> None:
     """Move the low-water marks of campaigns that are cut to their end. Their rows are held first, so that no batch of
     theirs can be written unseen."""
@@ -246,7 +210,7 @@ def unpublish(transaction: Transaction, batch_ids: Sequence[int]) -> None:
 
 
 def end_turn(transaction: Transaction, campaign_id: int) -> None:
-    """Give the reservation of a campaign back that is not cut to its end: the next tick has it go on."""
+    """Give the reservation of a campaign back: the next tick has it go on, if anything is left to be published."""
     transaction.execute(_END_TURN, (campaign_id,))
 
 

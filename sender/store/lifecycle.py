@@ -71,8 +71,11 @@ RETURNING c.id, c.key, c.state
 _FANOUT_WANTED = """
 UPDATE {s}.campaigns c SET fanout_until = now() + make_interval(secs => %(seconds)s)
 FROM {s}.apps a
-WHERE a.id = c.app_id AND a.state = 'active' AND c.state = 'running' AND NOT c.cut_finished
+WHERE a.id = c.app_id AND a.state = 'active' AND c.state = 'running'
   AND (c.fanout_until IS NULL OR c.fanout_until < now())
+  AND (NOT c.cut_finished OR EXISTS (
+      SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state = 'open'
+                                  AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now())))
 RETURNING c.id, c.key
 """
 
@@ -140,7 +143,8 @@ def settle(transaction: Transaction) -> list[tuple[int, str, str]]:
 
 
 def take_fanout(transaction: Transaction, *, seconds: float) -> list[tuple[int, str]]:
-    """Campaigns that nobody cuts at the moment, now reserved for `seconds`: (id, key) of each."""
+    """Campaigns that have something to be cut or published and that nobody is at, now reserved for `seconds`: (id, key)
+    of each."""
     return [(id, key) for id, key in transaction.execute(_FANOUT_WANTED, {"seconds": seconds})]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sender.policy.pace import GRANT_AHEAD, GRANT_SHARE, lateness, urgent_ahead
+from sender.policy.pace import GRANT_AHEAD, GRANT_SHARE, URGENT_AHEAD, lateness
 from sender.store.database import Transaction
 
 INSTALLATION = "installation"
@@ -56,6 +56,11 @@ class Limit:
     scope: str
     rate: float
 
+    @property
+    def shared(self) -> bool:
+        """Whether more than one campaign is under it."""
+        return not self.scope.startswith("campaign:")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
@@ -65,18 +70,26 @@ class Grant:
     delay: float
 
 
-def take(transaction: Transaction, limits: Sequence[Limit], pushes: int, *, urgent: bool = False) -> Grant:
+def take(
+    transaction: Transaction,
+    limits: Sequence[Limit],
+    pushes: int,
+    *,
+    ahead: float = GRANT_AHEAD,
+    urgent: bool = False,
+) -> Grant:
     """Ask for leave to issue `pushes` pushes under all the limits together; see `sender.policy.pace.grant_size`.
 
-    An urgent one may be given a place further ahead, so that those who ask again and again do not overtake it.
+    `ahead`: seconds by which the start may lie ahead. An urgent one may be given a place further ahead in the limits
+    that it shares with others, so that those who ask again and again do not overtake it.
     """
     rates = [limit.rate for limit in limits]
     values = {
         "scopes": [limit.scope for limit in limits],
         "rates": rates,
         "lates": [lateness(rate) for rate in rates],
-        "aheads": [min(urgent_ahead(rate), _LONGEST) if urgent else GRANT_AHEAD for rate in rates],
-        "furthests": [min(urgent_ahead(rate) + max(1 / rate, GRANT_SHARE), _LONGEST) for rate in rates],
+        "aheads": [URGENT_AHEAD if urgent and limit.shared else ahead for limit in limits],
+        "furthests": [min(URGENT_AHEAD + max(1 / rate, GRANT_SHARE), _LONGEST) for rate in rates],
         "limits": len(limits),
         "pushes": pushes,
         "longest": _LONGEST,

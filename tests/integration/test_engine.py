@@ -10,6 +10,7 @@ import pytest
 from sender.apns_ids import delivery_apns_id
 from sender.client import Sender
 from sender.engine.delivery import send_batch
+from sender.engine.fanout import LEAST_READY, MOST_OPEN
 from sender.model import ACCEPTED, Answer, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
 from sender.store import batches
@@ -419,8 +420,9 @@ def test_fanout_keeps_no_more_batches_open_than_its_bound(engine: Engine) -> Non
     engine.add_devices(1000)
     engine.enqueue(batch_size=1)
     engine.start()
-    assert 150 <= len(engine.queue) <= 200
-    engine.run(rounds=30)
+    assert len(engine.queue) == LEAST_READY
+    assert engine.rows("SELECT count(*) FROM {s}.batches") == [(MOST_OPEN,)]
+    engine.run(rounds=100)
     assert engine.outcomes() == {"sent": 1000}
     assert engine.rows("SELECT count(*), max(size) FROM {s}.batches") == [(1000, 1)]
 

@@ -1,0 +1,79 @@
+"""Which batches of a campaign are open, and which of them are given to the workers now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sender.store.database import Transaction
+from sender.store.limits import INSTALLATION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """The batches of a campaign that are not done."""
+
+    batches: int
+    queued: int  # published, and not claimed yet
+    claimed: int
+    published_devices: int  # of the queued and the claimed
+    wait: float  # seconds before its limits let another push go
+
+
+_LOOK = """
+SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1) - 1 AS low,
+       count(*) FILTER (WHERE state <> 'done') AS batches,
+       count(*) FILTER (WHERE state = 'open' AND published_at IS NOT NULL) AS queued,
+       count(*) FILTER (WHERE state = 'claimed') AS claimed,
+       coalesce(sum(size) FILTER (WHERE state = 'claimed' OR state = 'open' AND published_at IS NOT NULL), 0)::bigint
+           AS published_devices,
+       coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {s}.limits
+                 WHERE scope = ANY(%(scopes)s)), 0)::float8 AS wait
+FROM {s}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
+"""
+
+_RENEW = """
+UPDATE {s}.campaigns SET low_batch_id = %(low)s, fanout_until = now() + make_interval(secs => %(seconds)s)
+WHERE id = %(campaign)s
+"""
+
+_TAKE = """
+WITH free AS (
+    SELECT id, size FROM {s}.batches
+    WHERE campaign_id = %(campaign)s AND id > %(low)s AND state = 'open' AND published_at IS NULL
+      AND (due_at IS NULL OR due_at <= now())
+    ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+), counted AS (
+    SELECT id, size, sum(size) OVER (ORDER BY id) AS devices, row_number() OVER (ORDER BY id) AS place FROM free
+)
+UPDATE {s}.batches b SET published_at = now()
+FROM counted
+WHERE b.id = counted.id AND (counted.place <= %(least)s OR counted.devices <= %(devices)s)
+RETURNING b.id, b.size
+"""
+
+
+def look(transaction: Transaction, *, campaign_id: int, app_id: int, low: int, seconds: float) -> Open:
+    """How much of a campaign is open. Also moves its low-water mark up, and renews the fan-out's reservation by
+    `seconds`: its row must be held."""
+    scopes = [INSTALLATION, f"app:{app_id}", f"campaign:{campaign_id}"]
+    (row,) = transaction.rows(_LOOK, {"campaign": campaign_id, "low": low, "scopes": scopes})
+    transaction.execute(_RENEW, {"campaign": campaign_id, "low": row.pop("low"), "seconds": seconds})
+    return Open(**row | {"wait": max(0.0, row["wait"])})
+
+
+def take(
+    transaction: Transaction, campaign_id: int, low: int, *, most: int, least: int = 0, devices: int | None = None
+) -> list[tuple[int, int]]:
+    """Open batches that are due and not published, now marked as published (a hint: the message may yet be lost).
+
+    At most `most` of them; with `devices`, no more than hold so many, though `least` of them in any case. Returns
+    (id, size) of each, in their order.
+    """
+    values = {
+        "campaign": campaign_id,
+        "low": low,
+        "most": most,
+        "least": least if devices is not None else most,
+        "devices": devices or 0,
+    }
+    return sorted((id, size) for id, size in transaction.execute(_TAKE, values))
