@@ -74,6 +74,10 @@ class DatabaseUnavailableError(SenderError):
     """Raised when PostgreSQL cannot be reached or is not migrated."""
 
 
+class SchemaVersionError(DatabaseUnavailableError):
+    """Raised when the database's schema is older or newer than this version's; says which, and what to do."""
+
+
 class BrokerUnavailableError(SenderError):
     """Raised when Redis cannot be reached."""
 

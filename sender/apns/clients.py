@@ -63,12 +63,14 @@ class Clients:
         }
 
     async def close(self, *, timeout: float) -> None:
-        """Close all clients side by side; afterwards every push comes back as not processed."""
+        """Close all clients side by side; afterwards every push comes back as not processed. A second call while the
+        first waits for answers is for less patience."""
         self._closed = True
         for task in self._leaving:
             task.cancel()
-        clients, self._clients = [*self._clients.values(), *self._going], {}
-        await asyncio.gather(*(client.close(timeout=timeout) for client in clients))
+        self._going.update(self._clients.values())
+        self._clients = {}
+        await asyncio.gather(*(client.close(timeout=timeout) for client in self._going))
 
     def _of(self, identity: str) -> list[ApnsClient]:
         return [

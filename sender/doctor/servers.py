@@ -65,6 +65,7 @@ def _database(settings: Settings) -> Database:
         pool_size=1,
         timeout=PATIENCE,
         name="sender doctor",
+        any_version=True,
     )
 
 

@@ -37,6 +37,7 @@ from sender.store.migrate import migrate
 Say = Callable[[str], None]
 
 STOP_MARGIN = 10.0  # seconds beyond settings.stop_timeout before a process that drains is killed
+HURRY_MARGIN = 10.0  # seconds after a second signal before what has not ended is killed
 LOOK_EVERY = 0.25  # seconds between two looks at the processes
 HOPELESS = 3  # deaths of a process before `ready` after which starting is given up
 TICK = "tick"
@@ -270,16 +271,23 @@ class Stack:
             return
         self._say("stopping: waiting for what is on its way (again Ctrl-C: at once)")
         self._children.signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._settings.stop_timeout + STOP_MARGIN
-        while self._children.living() and time.monotonic() < deadline and self._signals.count < 2:
-            self._signals.sleep(0.1)
+        self._wait_for_ends(self._settings.stop_timeout + STOP_MARGIN, until=2)
+        if self._signals.count > 1:  # they write down what they know, and end
+            self._children.signal(signal.SIGTERM)
+            self._wait_for_ends(HURRY_MARGIN, until=3)
         for child in self._children.living():
-            if self._signals.count < 2:
+            if self._signals.count < 3:
                 self._say(f"{child.command.name} did not stop in time and is killed")
         self._children.signal(signal.SIGKILL)
         for child in self._children.all:
             if child.process is not None:
                 child.process.wait()
+
+    def _wait_for_ends(self, seconds: float, *, until: int) -> None:
+        """Until every process has ended, the time is up, or the signal number `until` has come."""
+        deadline = time.monotonic() + seconds
+        while self._children.living() and time.monotonic() < deadline and self._signals.count < until:
+            self._signals.sleep(0.1)
 
     @contextmanager
     def _database(self) -> Iterator[Database]:

@@ -22,7 +22,8 @@ from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from sender.errors import ConfigurationError, DatabaseUnavailableError, InvalidInputError
+from sender.errors import ConfigurationError, DatabaseUnavailableError, InvalidInputError, SchemaVersionError
+from sender.store.schema import check as check_schema
 
 _DIALECT = PGDialect_psycopg()
 #: Seconds between two attempts to connect while the database is away: the pool alone would double them to minutes.
@@ -32,6 +33,14 @@ TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalE
 
 #: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
 _OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
+
+#: What PostgreSQL and PgBouncer say when there are too many connections.
+_TOO_MANY = (
+    "too many clients",
+    "remaining connection slots",
+    "too many connections",
+    "no more connections allowed",
+)
 
 Params = Mapping[str, Any] | Sequence[Any] | None
 
@@ -103,16 +112,27 @@ def render(statement: sa.Executable, schema: str) -> tuple[str, dict[str, Any]]:
 
 
 class Database:
-    """A lazily opened pool of connections to one schema. Thread-safe, and opened anew in a forked child."""
+    """A lazily opened pool of connections to one schema. Thread-safe, and opened anew in a forked child.
+
+    The first transaction sees whether the schema is this version's; `any_version`: it may be another's.
+    """
 
     def __init__(
-        self, url: str, *, schema: str, pool_size: int = 8, timeout: float = 15.0, name: str = "sender"
+        self,
+        url: str,
+        *,
+        schema: str,
+        pool_size: int = 8,
+        timeout: float = 15.0,
+        name: str = "sender",
+        any_version: bool = False,
     ) -> None:
         self.url = normalise_url(url)
         self.schema = schema
         self._pool_size = pool_size
         self._timeout = timeout
         self._name = name
+        self._checked = any_version
         self._lock = threading.Lock()
         self._pool: ConnectionPool[psycopg.Connection[TupleRow]] | None = None
         self._pid = 0
@@ -124,20 +144,19 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """A transaction on a pooled connection: committed at the end, rolled back on an exception.
 
-        Raises `DatabaseUnavailableError` when no connection can be had in time; errors of statements stay psycopg's.
+        Raises `DatabaseUnavailableError` when no connection can be had in time, `SchemaVersionError` when the schema is
+        another version's; errors of statements stay psycopg's.
         """
         try:
             connection = self._connection()
         except (PoolTimeout, psycopg.OperationalError) as error:
-            raise DatabaseUnavailableError(
-                f"PostgreSQL does not answer: {_first_line(error)}; check SENDER_DATABASE_URL and that it is running"
-            ) from None
+            raise DatabaseUnavailableError(self._why_none(error)) from None
         pool = self._open_pool()
         try:
             with connection:  # psycopg: commit or rollback; does not close pooled connections
-                yield Transaction(connection, self.schema)
+                yield self._checked_transaction(connection)
         except psycopg.errors.UndefinedTable as error:
-            raise DatabaseUnavailableError(
+            raise SchemaVersionError(
                 f"schema {self.schema!r} is not migrated ({_first_line(error)}): run `sender migrate`"
             ) from None
         except (UnicodeEncodeError, psycopg.DataError) as error:
@@ -163,9 +182,9 @@ class Database:
         try:
             if driver.autocommit:  # without a transaction each of our statements would commit, or fail, by itself
                 with driver.transaction():
-                    yield Transaction(driver, self.schema)
+                    yield self._checked_transaction(driver)
             else:
-                yield Transaction(driver, self.schema)
+                yield self._checked_transaction(driver)
         except (UnicodeEncodeError, psycopg.DataError) as error:
             raise _refusal(error) from None
 
@@ -174,6 +193,26 @@ class Database:
         """`join(connection)` when there is one, else a transaction of our own."""
         with self.join(connection) if connection is not None else self.transaction() as transaction:
             yield transaction
+
+    def _checked_transaction(self, connection: psycopg.Connection[Any]) -> Transaction:
+        transaction = Transaction(connection, self.schema)
+        if not self._checked:
+            check_schema(transaction)
+            self._checked = True
+        return transaction
+
+    def _why_none(self, error: BaseException) -> str:
+        """Why there is no connection. The pool only says that it waited: one that is asked for directly says more."""
+        try:
+            psycopg.connect(self.url, connect_timeout=2, application_name=self._name).close()
+        except psycopg.OperationalError as cause:
+            return no_connection(cause)
+        if isinstance(error, PoolTimeout):
+            return (
+                f"all {self._pool_size} PostgreSQL connections of this process were busy for {self._timeout:g} s; "
+                "raise SENDER_DATABASE_POOL_SIZE, or look for what is slow"
+            )
+        return no_connection(error)
 
     def close(self) -> None:
         """Close the pool; the next transaction opens a new one."""
@@ -247,6 +286,17 @@ def _refusal(error: UnicodeEncodeError | psycopg.DataError) -> Exception:
             return InvalidInputError("text", ["holds a NUL character, which PostgreSQL does not keep"])
         case _:
             return error
+
+
+def no_connection(error: BaseException) -> str:
+    """What is wrong when no connection can be had, and what to do about it."""
+    line = _first_line(error)
+    if any(mark in line for mark in _TOO_MANY):
+        return (
+            f"PostgreSQL has no connection left for us ({line}); raise its max_connections, run fewer processes, lower "
+            "SENDER_DATABASE_POOL_SIZE, or put PgBouncer in between: see docs/deployment.md"
+        )
+    return f"PostgreSQL does not answer: {line}; check SENDER_DATABASE_URL and that it is running"
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 
 from sender.errors import ConflictError, DatabaseUnavailableError
 from sender.store import partitions
-from sender.store.database import Transaction, driver_connection, normalise_url
+from sender.store.database import Transaction, driver_connection, no_connection, normalise_url
 
 OLDEST_SERVER = 140000
 _LOCK = 0x617073  # one migration at a time: a transaction-level advisory lock
@@ -114,5 +114,4 @@ def _quoted(schema: str) -> str:
 
 
 def _unavailable(error: sa.exc.OperationalError) -> DatabaseUnavailableError:
-    line = (str(error.orig).strip().splitlines() or ["no answer"])[0]
-    return DatabaseUnavailableError(f"PostgreSQL does not answer: {line}; check SENDER_DATABASE_URL")
+    return DatabaseUnavailableError(no_connection(error.orig or error))
