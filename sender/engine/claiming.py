@@ -30,7 +30,7 @@ def take(runtime: Runtime, batch_id: int) -> Work | None:
             if claim.suspect and batches.other_suspect(transaction, claim):
                 batches.release(transaction, claim, delay=TURN * runtime.settings.backoff_scale)
                 return None
-            return _load(transaction, claim)
+            return _load(runtime, transaction, claim)
     except Exception as error:
         if not is_outage(error):
             log.exception("claim_broke", batch=batch_id)
@@ -39,10 +39,10 @@ def take(runtime: Runtime, batch_id: int) -> Work | None:
         raise
 
 
-def _load(transaction: Transaction, claim: Claim) -> Work:
+def _load(runtime: Runtime, transaction: Transaction, claim: Claim) -> Work:
     targets = batches.targets(transaction, claim)
     credentials = sending.credentials(transaction, claim.campaign.app_id)
-    holds = sending.holds(transaction, [ref.identity for ref in credentials.values()])
+    holds = runtime.breakers.holds(transaction, [ref.identity for ref in credentials.values()])
     work = Work(claim=claim, targets=targets, credentials=credentials, holds=holds)
     if claim.fresh and len(targets) == len(claim.device_ids):
         return work

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import structlog
 
 from sender.engine.claiming import take
+from sender.engine.holding import hold_back
 from sender.engine.issuing import issue
 from sender.engine.leases import Lease, lease_clock
+from sender.engine.pacing import MARGIN, fits
 from sender.engine.preparing import Plan, prepare
 from sender.engine.recording import give_back, record_surely
 from sender.engine.results import Results, weigh
 from sender.engine.runtime import Runtime
-from sender.engine.tallying import tally
 from sender.engine.salvage import Answered, weigh_apart
+from sender.engine.tallying import tally
 from sender.model import Answer
 from sender.policy.verdict import Terms
 
@@ -38,6 +40,10 @@ def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
             give_back(runtime, claim, error)
             raise
         summary = record_surely(runtime, claim, results)
+        if summary.get("released") and results.rest and fits(lease.limits(), len(results.untouched)):
+            runtime.later.publish(
+                claim.campaign.key, [claim.batch_id], seconds=results.rest + MARGIN, urgent=runtime.urgent
+            )
     log.debug("batch_sent", batch=batch_id, campaign=claim.campaign.key, **summary)
     return dict(summary)
 
@@ -66,6 +72,9 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     results.again += plan.again
     results.untouched += plan.untouched
     results.rest = plan.rest
+    runtime.heed(plan.credentials, plan.targets, answers)
+    if runtime.breakers.any_shut:
+        hold_back(runtime.breakers, plan, answers, results, now)
     results.moves = plan.moves
     results.tallies, results.guard = tally(plan, answers), runtime.guard
     return results

@@ -21,6 +21,9 @@ log = structlog.get_logger()
 #: How often a push that was provably not processed is issued again at once, before the queue has it back.
 RESENDS = 2
 
+#: Causes of a push that was not processed and that is not issued again by the same claim.
+_NOT_AT_ONCE = ("connect", "recalled")
+
 
 def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
     """Send the pushes of a plan under its limits; None for those that were not issued before a stop."""
@@ -77,25 +80,44 @@ def _issue_group(
     first: bool,
 ) -> None:
     """Issue pushes of one environment, as many at a time as there is leave for."""
-    credential = plan.credentials[environment]
+    credential, breakers = plan.credentials[environment], runtime.breakers
     trial = 0 if first else len(left)  # pushes that the slow start lets out
-    while left:
+    while left and not breakers.rests(credential.identity):
         if not trial:
             room = runtime.guard.leave(runtime.database, lease, environment, len(left))
             trial = room.pushes
-        leave = take_leave(runtime, lease, trial) if trial else room
+        leave = take_leave(runtime, lease, credential.identity, trial) if trial else room
         if not leave.pushes:
-            plan.rest = max(plan.rest, leave.wait)
+            turn = breakers.turn_of(credential.identity, len(left)) if leave.wait else 0.0
+            plan.rest = max(plan.rest, leave.wait, turn)
             return
         part, left = left[: leave.pushes], left[leave.pushes :]
         trial -= len(part)
+        issued = len(waiting)
         for ours in announced(runtime, lease, plan, part):
             waiting.append((ours, runtime.issue(credential, [plan.pushes[at] for at in ours], lease)))
+        if breakers.probes(credential.identity, lease.claim.owner):  # what it says decides on the others
+            answers = [future.result()[0] for _, future in waiting[issued:]]
+            breakers.end_probe(credential.identity, answers[0] if answers else None)
 
 
-def take_leave(runtime: Runtime, lease: Lease, wanted: int) -> Leave:
-    """Leave to issue up to `wanted` pushes, under everything that limits them."""
-    return take_grant(runtime.database, lease.limits, wanted, lease.stopped)
+def take_leave(runtime: Runtime, lease: Lease, identity: str, wanted: int) -> Leave:
+    """Leave to issue up to `wanted` pushes with a credential, under everything that limits them. One that rests gives
+    leave for a single probe, when it is time, to one claim of all."""
+    breakers = runtime.breakers
+    probing = breakers.shuts(identity)
+    leave = take_grant(
+        runtime.database,
+        lambda: [*lease.limits(), *breakers.pace(identity)],
+        1 if probing else wanted,
+        lease.stopped,
+        urgent=runtime.urgent,
+        held=lease.age,
+        tries=lease.claim.epoch,
+    )
+    if leave.pushes and probing and not breakers.begin_probe(identity, lease.claim.owner):
+        return Leave(pushes=0)
+    return leave
 
 
 def _by_environment(plan: Plan, places: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
@@ -108,7 +130,7 @@ def _by_environment(plan: Plan, places: Sequence[int]) -> list[tuple[str, Sequen
 
 
 def _may_resend(answer: Answer | None) -> bool:
-    return isinstance(answer, NotProcessed) and not answer.cause.startswith("connect")
+    return isinstance(answer, NotProcessed) and not answer.cause.startswith(_NOT_AT_ONCE)
 
 
 def _try_on_fresh_connection(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:

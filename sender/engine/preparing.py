@@ -60,7 +60,7 @@ def prepare(work: Work) -> Plan:
     plan.finals += [_ended(id, Outcome.SKIPPED, "Moved") for id in work.missing]
     plan.finals += [_ended(id, Outcome.UNKNOWN, MAY_HAVE_BEEN_SENT) for id in work.doubtful]
     _make_pushes(plan, claim, work.targets, held)
-    _wait_for_holds(claim, plan, max(work.holds.values(), default=claim.loaded_at))
+    _wait_for_holds(claim, plan, work.holds)
     return plan
 
 
@@ -112,12 +112,21 @@ def _wait(plan: Plan, target: Target, until: datetime, expiration: datetime | No
         plan.again.append(Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason=reason))
 
 
-def _wait_for_holds(claim: Claim, plan: Plan, until: datetime) -> None:
-    """What must wait for a credential goes back with the whole batch, or, when the rest of it can go, to the retries:
-    the environment that does not rest must not wait for the other."""
-    if plan.pushes:
-        for target in plan.held:
-            _wait(plan, target, until, claim.waits_until, "CredentialHeld")
-    elif plan.held:
-        plan.untouched += [target.device_id for target in plan.held]
-        plan.rest = max(0.0, (until - claim.loaded_at).total_seconds())
+def _wait_for_holds(claim: Claim, plan: Plan, holds: Mapping[str, datetime]) -> None:
+    """What must wait for a credential goes back with the whole batch, or, when the rest of it can go sooner, to the
+    retries: the environment that does not rest must not wait for the other. It expires only when its turn comes."""
+    if not plan.held:
+        return
+    until = {target.environment: holds[plan.credentials[target.environment].identity] for target in plan.held}
+    soonest = min(until.values())
+    for target in plan.held:
+        if plan.pushes or until[target.environment] > soonest:
+            plan.again.append(held_back(target, until[target.environment]))
+        else:
+            plan.untouched.append(target.device_id)
+            plan.rest = max(0.0, (soonest - claim.loaded_at).total_seconds())
+
+
+def held_back(target: Target, until: datetime) -> Again:
+    """A delivery that waits for its credential; nothing is charged."""
+    return Again(device_id=target.device_id, due_at=until, attempts=target.attempts, reason="CredentialHeld")

@@ -8,23 +8,23 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from sender.engine.breaker import log_opened
 from sender.engine.poison import name_error
 from sender.engine.results import Results
 from sender.engine.runtime import Runtime
 from sender.engine.salvage import record_apart
 from sender.errors import DatabaseUnavailableError
+from sender.policy.breaker import PROVIDER_TOKEN_HOLD
 from sender.policy.outcomes import Halt
 from sender.policy.poison import failure_delay
 from sender.policy.states import Outcome
-from sender.store import apps, batches, devices, healing, intents, ledger, lifecycle, quarantine, sending
+from sender.store import apps, batches, breakers, devices, healing, intents, ledger, lifecycle, quarantine
 from sender.store.batches import Claim
-from sender.store.devices import Gone
+from sender.store.breakers import Opening
 from sender.store.database import TRANSIENT, Transaction, is_outage
+from sender.store.devices import Gone
 
 log = structlog.get_logger()
-
-#: Seconds for which a credential rests after TooManyProviderTokenUpdates.
-PROVIDER_TOKEN_HOLD = 20 * 60.0
 
 #: Seconds before a batch of which nothing could be issued is offered again: doubling per setback, up to a minute.
 SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
@@ -194,7 +194,8 @@ def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, s
         why = f"{reason}: {rule.meaning} {rule.advice}"
         match halt:
             case Halt.HOLD_CREDENTIAL:
-                sending.hold(transaction, credential.identity, seconds=PROVIDER_TOKEN_HOLD * scale, cause=why)
+                opening = Opening(cause=why, chance=random.random(), scale=scale, at_least=PROVIDER_TOKEN_HOLD * scale)  # noqa: S311
+                log_opened(breakers.hold(transaction, credential.identity, opening))
             case Halt.PAUSE_APP:
                 apps.pause_app(transaction, campaign.app_id, why)
             case Halt.STOP_CAMPAIGN:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,18 +17,25 @@ import structlog
 from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
+from sender.engine.breaker import Breakers
 from sender.engine.guard import Guard, thresholds_of
 from sender.engine.healing import Healing
+from sender.engine.later import Later
 from sender.engine.leases import Lease, Leases
 from sender.engine.stopping import Stopping
-from sender.errors import DatabaseUnavailableError, SenderError
+from sender.engine.underway import Underway
+from sender.engine.watching import Watcher
+from sender.errors import DatabaseUnavailableError, SchemaVersionError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
+from sender.policy.breaker import PROBE_MARGIN
 from sender.settings import Settings
-from sender.store import sending, workers
+from sender.store import schema, sending, workers
+from sender.store.batches import Target
 from sender.store.database import TRANSIENT, Database
 
 if TYPE_CHECKING:
     from sender.apns.clients import Clients
+    from sender.apns.pool import Health
 
 log = structlog.get_logger()
 
@@ -43,9 +50,17 @@ CREDENTIAL_CHECK = 30.0
 class Runtime:
     """The moving parts of one worker process."""
 
-    def __init__(self, settings: Settings, *, role: str, clients: Clients | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        role: str,
+        clients: Clients | None = None,
+        outdated: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.role = role
+        self._outdated = outdated  # called once, when the schema is no longer the one that this version knows
         self.id = uuid4()
         self.database = Database(
             settings.require_database_url(),
@@ -57,20 +72,42 @@ class Runtime:
         self.stopping = Stopping(settings.stop_timeout)
         self.guard = Guard(thresholds_of(settings), stop=self.leases.stop_campaign)
         self.healing = Healing()
+        self.breakers = Breakers(
+            self.database,
+            scale=settings.backoff_scale,
+            probe_seconds=settings.apns_timeout + settings.apns_connect_timeout + PROBE_MARGIN,
+        )
+        self.watcher = Watcher(
+            self.database, self.breakers, busy=lambda: self.leases.held > 0, health=self._health, revive=self._revive
+        )
+        self._underway = Underway(self._may_send)
+        self.later = Later()
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)
         self._closing = threading.Event()
         self._faults: dict[str, str | None] = {}
 
+    @property
+    def urgent(self) -> bool:
+        """Whether what this process sends does not wait behind campaigns."""
+        return self.role == "priority"
+
     def start(self) -> None:
         """Start the heartbeats. The event loop and the connections start with the first push."""
         self.leases.start()
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
+        threading.Thread(target=self.watcher.run, args=(self._closing,), name="watcher", daemon=True).start()
 
     def issue(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> Future[list[Answer | None]]:
         """Start sending these pushes; the future has an answer for each, or None for what was not issued because the
         claim had to stop."""
         return self._loop.submit(self._send(credential, pushes, lease))
+
+    def heed(
+        self, credentials: Mapping[str, CredentialRef], targets: Sequence[Target], answers: Sequence[Answer | None]
+    ) -> None:
+        """Have the answers of a batch count for or against its credentials (by environment)."""
+        self.watcher.note({name: ref.identity for name, ref in credentials.items()}, targets, answers)
 
     def renew_connections(self, credentials: Collection[CredentialRef]) -> None:
         """Have the next pushes with these credentials go out on new connections."""
@@ -78,15 +115,25 @@ class Runtime:
             self._loop.submit(self._clients.renew(credential)).result(timeout=self.settings.stop_timeout)
 
     def stop_issuing(self) -> None:
-        """Issue nothing more; what is in flight gets its answers. Does not wait: tasks return by themselves."""
+        """Issue nothing more; what is in flight has `stop_timeout` seconds to get its answers. Does not wait: tasks
+        return by themselves."""
+        self.stopping.begin()
         self.leases.stop_issuing()
+        self._close_clients(self.settings.stop_timeout)
+
+    def hurry(self) -> None:
+        """Wait for no more answers: what has none is unknown. Tasks return as soon as they have written things down."""
+        self.stopping.hurry()
+        self.leases.stop_issuing()
+        self._close_clients(0.0)
 
     def close(self) -> None:
         """Close the connections and end the heartbeats."""
         self._closing.set()
         self.leases.close()
-        if self._loop.running:
-            self._loop.submit(self._clients.close(timeout=self.settings.stop_timeout)).result()
+        self.later.close()
+        if (closed := self._close_clients(self.settings.stop_timeout)) is not None:
+            closed.result()
             self._loop.stop()
         self._flush_guard(everything=True)
         try:
@@ -96,25 +143,52 @@ class Runtime:
             log.warning("retire_failed", worker=str(self.id))
         self.database.close()
 
+    def _close_clients(self, timeout: float) -> Future[None] | None:
+        """Start closing the connections; None when there is no loop for any to be on."""
+        return self._loop.submit(self._clients.close(timeout=timeout)) if self._loop.running else None
+
     async def _send(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> list[Answer | None]:
         try:
             client = self._clients.get(credential)
         except SenderError as error:
             log.warning("credential_unusable", credential=credential.identity, error=str(error))
             return [NotProcessed(cause=f"connect: {error}")] * len(pushes)
-        waiting = []
-        try:
-            for start in range(0, len(pushes), SLICE):
-                await client.ready()
-                if not lease.may_issue():
-                    break
-                waiting.append(client.send(pushes[start : start + SLICE], timeout=self.settings.apns_timeout))
-        except Exception:  # what went out before has answers, and they are facts
-            log.exception("sending_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
+        if self.breakers.probes(credential.identity, lease.claim.owner):
+            client.revive()
+        waiting: list[Awaitable[list[Answer]]] = []
         answers: list[Answer | None] = []
-        for part in waiting:
-            answers += await part
+        with self._underway.watch(lease, credential.identity, client, waiting):
+            try:
+                for start in range(0, len(pushes), SLICE):
+                    await client.ready()
+                    if not self._may_send(lease, credential.identity):
+                        break
+                    waiting.append(client.send(pushes[start : start + SLICE], timeout=self.settings.apns_timeout))
+            except Exception:  # what went out before has answers, and they are facts
+                log.exception("sending_broke", batch=lease.claim.batch_id, campaign=lease.claim.campaign.key)
+            for part in waiting:
+                answers += await part
         return answers + [None] * (len(pushes) - len(answers))
+
+    def _may_send(self, lease: Lease, identity: str) -> bool:
+        return lease.may_issue() and self.breakers.allows(identity, lease.claim.owner)
+
+    def _health(self) -> dict[str, Health]:
+        """The health of the clients, by identity; nothing while the event loop does not run, or is too busy to say."""
+        if not self._loop.running:
+            return {}
+
+        async def look() -> dict[str, Health]:
+            return self._clients.snapshots()
+
+        try:
+            return self._loop.submit(look()).result(timeout=1.0)
+        except TimeoutError:
+            return {}
+
+    def _revive(self, identity: str) -> None:
+        if self._loop.running:
+            self._loop.loop().call_soon_threadsafe(self._clients.revive, identity)
 
     def _beat_forever(self) -> None:
         checked = 0
@@ -124,6 +198,8 @@ class Runtime:
                     self._check_credentials()
                 checked = (checked + 1) % int(CREDENTIAL_CHECK / HEARTBEAT)
                 self._beat()
+            except SchemaVersionError as error:
+                self._give_way(error)
             except (*TRANSIENT, DatabaseUnavailableError) as error:
                 log.warning("heartbeat_failed", error=type(error).__name__)
             except Exception:
@@ -140,8 +216,16 @@ class Runtime:
         except Exception:
             log.exception("guard_flush_broke")
 
+    def _give_way(self, error: SchemaVersionError) -> None:
+        """The schema was migrated under us: stop in order, for a process of the version that it is made for."""
+        if not self.stopping.begun:
+            log.error("schema_changed", error=str(error))
+            self.stop_issuing()
+            self._outdated()
+
     def _beat(self) -> None:
         with self.database.transaction() as transaction:
+            schema.check(transaction)
             workers.beat(
                 transaction,
                 id=self.id,

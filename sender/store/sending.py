@@ -1,11 +1,9 @@
-"""What a worker looks up around a send: which credentials an app has, which of them must rest, and whether a campaign
-still sends."""
+"""What a worker looks up around a send: which credentials an app has, and whether a campaign still sends."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 
 from sender.model import CredentialKind, CredentialRef, Environment
 from sender.store.database import Transaction
@@ -13,15 +11,6 @@ from sender.store.database import Transaction
 _CREDENTIALS = """
 SELECT app_id, environment, kind, file, team_id, key_id, passphrase_env FROM {s}.credentials
 WHERE %(app)s::bigint IS NULL OR app_id = %(app)s
-"""
-
-_HOLD = """
-INSERT INTO {s}.breakers (credential, state, until, cause, trips)
-VALUES (%s, 'open', now() + make_interval(secs => %s), %s, 1)
-ON CONFLICT (credential) DO UPDATE
-SET since = CASE WHEN breakers.state = 'open' AND breakers.until > now() THEN breakers.since ELSE now() END,
-    state = 'open', until = greatest(breakers.until, excluded.until), cause = excluded.cause,
-    trips = least(breakers.trips + 1, 100)
 """
 
 _STANDING = """
@@ -47,20 +36,6 @@ def credentials(transaction: Transaction, app_id: int) -> dict[str, CredentialRe
 def all_credentials(transaction: Transaction) -> list[CredentialRef]:
     """Every credential of every app."""
     return _references(transaction, None)
-
-
-def holds(transaction: Transaction, identities: Collection[str]) -> dict[str, datetime]:
-    """Which of these credentials must rest, and until when."""
-    rows = transaction.execute(
-        "SELECT credential, until FROM {s}.breakers WHERE credential = ANY(%s) AND state <> 'closed' AND until > now()",
-        (list(identities),),
-    )
-    return dict(rows.fetchall())
-
-
-def hold(transaction: Transaction, identity: str, *, seconds: float, cause: str) -> None:
-    """Have a credential rest for a while, in all its apps."""
-    transaction.execute(_HOLD, (identity, seconds, cause))
 
 
 def standings(transaction: Transaction, campaign_ids: Collection[int]) -> dict[int, Standing]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from sender.apns.pool import Health
 from sender.client import Sender
 from sender.engine.delivery import send_batch
-from sender.engine.fanout import cut_campaign
+from sender.engine.fanout import LEAST_READY, cut_campaign
 from sender.engine.runtime import Runtime
 from sender.engine.sweep import Sweeper
 from sender.engine.tick import tick
@@ -44,6 +45,12 @@ class ScriptedClient:
     async def ready(self) -> None:
         await asyncio.sleep(0)
 
+    def recall(self, sent: Collection[Awaitable[list[Answer]]]) -> int:
+        return 0
+
+    def revive(self) -> None:
+        pass
+
     async def close(self, *, timeout: float) -> None:
         pass
 
@@ -55,6 +62,8 @@ class ScriptedClients:
         self.client = ScriptedClient(lambda push: ACCEPTED)
         self.sandbox: ScriptedClient | None = None  # another one for that environment
         self.renewed = 0
+        self.revived: list[str] = []
+        self.health: dict[str, Health] = {}
 
     def get(self, credential: CredentialRef) -> ScriptedClient:
         if self.sandbox is not None and credential.environment is Environment.SANDBOX:
@@ -63,6 +72,12 @@ class ScriptedClients:
 
     async def renew(self, credential: CredentialRef) -> None:
         self.renewed += 1
+
+    def revive(self, identity: str) -> None:
+        self.revived.append(identity)
+
+    def snapshots(self) -> dict[str, Health]:
+        return self.health
 
     async def close(self, *, timeout: float) -> None:
         pass
@@ -120,7 +135,7 @@ class Engine:
     def start(self) -> None:
         """Start what is due and cut what runs."""
         for campaign_id, _ in tick(self.database):
-            turn = cut_campaign(self.database, campaign_id, self.publish, stopped=lambda: len(self.queue) >= 150)
+            turn = cut_campaign(self.database, campaign_id, self.publish, stopped=lambda: len(self.queue) >= LEAST_READY)
             if not turn.finished:  # as the task does, which asks for its next turn itself
                 with self.database.transaction() as transaction:
                     transaction.execute("UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s", (campaign_id,))

@@ -23,8 +23,9 @@ from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.pace import batch_size
 from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import apps, batches, cut, limits, sending
+from sender.store import apps, batches, breakers, cut, limits, sending
 from sender.store.batches import Claim
+from sender.store.breakers import Opening
 from sender.store.database import Database
 from sender.store.limits import Limit
 from tests.integration.engine import BUNDLE, Engine, engine_on, token_of
@@ -374,7 +375,7 @@ def test_a_hold_on_one_environment_does_not_stop_the_cutting_for_the_other(engin
         app = apps.find(transaction, BUNDLE)
         assert app is not None
         sandbox = sending.credentials(transaction, app.id)["sandbox"]
-        sending.hold(transaction, sandbox.identity, seconds=1200, cause="too many tokens")
+        breakers.hold(transaction, sandbox.identity, Opening(cause="too many tokens", chance=1, at_least=1200))
     engine.enqueue(batch_size=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sender.engine.fanout.MOST_OPEN", 5)
@@ -389,7 +390,7 @@ def test_a_hold_on_one_environment_does_not_delay_what_a_stop_left_of_the_other(
         app = apps.find(transaction, BUNDLE)
         assert app is not None
         sandbox = sending.credentials(transaction, app.id)["sandbox"]
-        sending.hold(transaction, sandbox.identity, seconds=1200, cause="too many tokens")
+        breakers.hold(transaction, sandbox.identity, Opening(cause="too many tokens", chance=1, at_least=1200))
     engine.enqueue(batch_size=200)
     engine.start()
 

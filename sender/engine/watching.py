@@ -1,0 +1,245 @@
+"""The watcher of a worker process: counts what its connections and answers say of each credential, and opens breakers
+or changes paces by it. Works only while there is something to send."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sender.engine.breaker import Breakers, log_opened
+from sender.errors import DatabaseUnavailableError
+from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
+from sender.policy.breaker import Signal, Tally, Verdict, judge
+from sender.store import breakers
+from sender.store.batches import Target
+from sender.store.breakers import Breaker
+from sender.store.database import TRANSIENT, Database, Transaction
+
+if TYPE_CHECKING:
+    from sender.apns.pool import Health
+
+log = structlog.get_logger()
+
+#: Seconds between two looks: after one of them a breaker that another worker opened is known here.
+INTERVAL = 0.5
+
+#: Seconds of which the tallies are judged together.
+WINDOW = 10.0
+
+#: Seconds after its last claim for which a process goes on watching.
+LINGER = 10.0
+
+#: Seconds between two log events of a pace that climbs.
+SAY_EVERY = 10.0
+
+
+_environment = attrgetter("environment")
+
+
+class Window:
+    """The tallies of one credential's last seconds, since its last signal."""
+
+    def __init__(self) -> None:
+        self._before: Health | None = None
+        self._ticks: deque[tuple[float, float, Tally]] = deque()  # (at, seconds, what was seen)
+        self._last = time.monotonic()
+
+    def add(self, health: Health | None, noted: Tally) -> Tally:
+        """Take in what happened since the last look; returns it. What happened while nobody looked is no news."""
+        now = time.monotonic()
+        if now - self._last > LINGER:
+            self.reset()
+            self._before = health or self._before
+        seen = noted if health is None else merged(noted, health, self._before)
+        self._before = health or self._before
+        self._ticks.append((now, now - self._last, seen))
+        self._last = now
+        while now - self._ticks[0][0] > WINDOW:
+            self._ticks.popleft()
+        return seen
+
+    def judge(self) -> Signal:
+        """What the last tick, or all of them, say."""
+        if not self._ticks:
+            return judge(Tally(), Tally())
+        return judge(self._ticks[-1][2], sum((seen for _, _, seen in self._ticks), Tally()))
+
+    def rate(self) -> float:
+        """Pushes answered in a second, at the best of the window: of two looks together, since one is too short."""
+        pairs = zip(self._ticks, list(self._ticks)[1:], strict=False)
+        return max(
+            ((a.answered + b.answered) / (s + t) for (_, s, a), (_, t, b) in pairs if s + t > INTERVAL / 2), default=0.0
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything was answered at the last look."""
+        return bool(self._ticks) and self._ticks[-1][2].answered > 0
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._ticks.clear()
+
+    def forget(self) -> None:
+        """The signal was taken in: what it was made of counts no more, but how fast it went does."""
+        self._ticks = deque((at, seconds, Tally(answered=seen.answered)) for at, seconds, seen in self._ticks)
+
+
+class Watcher:
+    """Feeds what this process sees into the breakers."""
+
+    def __init__(
+        self,
+        database: Database,
+        known: Breakers,
+        *,
+        busy: Callable[[], bool],
+        health: Callable[[], Mapping[str, Health]],
+        revive: Callable[[str], None],
+    ) -> None:
+        self._database, self._breakers = database, known
+        self._busy, self._health, self._revive = busy, health, revive
+        self._lock = threading.Lock()
+        self._noted: dict[str, Tally] = {}
+        self._windows: dict[str, Window] = {}
+        self._said: dict[str, float] = {}
+        self._quiet_after = 0.0
+
+    def note(self, identities: Mapping[str, str], targets: Sequence[Target], answers: Sequence[Answer | None]) -> None:
+        """Count the answers of a batch; `identities`: of its credentials, by environment.
+
+        Devices that had trouble before are left out of the shares: a retry of those that APNs throttles gets nothing
+        but 429s, which says nothing of the credential.
+        """
+        judged = Counter(map(_environment, targets))
+        odd: list[int] = []
+        if answers.count(ACCEPTED) < len(answers):
+            odd = [at for at, answer in enumerate(answers) if answer is not ACCEPTED]
+        bad: Counter[tuple[str, str]] = Counter()
+        for at in odd:
+            what = _said(targets[at], answers[at])
+            if what is None:
+                judged[targets[at].environment] -= 1
+            elif what:
+                bad[targets[at].environment, what] += 1
+        with self._lock:
+            for environment, count in judged.items():
+                tally = Tally(judged=count, unavailable=bad[environment, "5xx"], throttled=bad[environment, "429"])
+                identity = identities[environment]
+                self._noted[identity] = self._noted.get(identity, Tally()) + tally
+
+    def run(self, closing: threading.Event) -> None:
+        """Look again and again until `closing` is set."""
+        while not closing.wait(INTERVAL):
+            if self._busy():
+                self._quiet_after = time.monotonic() + LINGER
+            elif time.monotonic() > self._quiet_after:
+                continue
+            try:
+                self.look()
+            except (*TRANSIENT, DatabaseUnavailableError) as error:
+                log.warning("breakers_not_read", error=type(error).__name__)
+            except Exception:
+                log.exception("watching_broke")
+
+    def look(self) -> None:
+        """One look: count, judge, act, and read what the others did."""
+        health = self._health()
+        with self._lock:
+            noted, self._noted = self._noted, {}
+        identities = sorted({*health, *noted, *self._windows})
+        if not identities:
+            return
+        for identity in identities:
+            self._windows.setdefault(identity, Window()).add(health.get(identity), noted.get(identity, Tally()))
+        with self._database.transaction() as transaction:
+            known = self._breakers.read(transaction, identities)
+        for identity in identities:
+            self._act(identity, known.get(identity, Breaker(credential=identity)))
+        for identity in self._breakers.closed_again():
+            if identity in self._windows:
+                self._windows[identity].reset()
+            self._revive(identity)
+
+    def _act(self, identity: str, known: Breaker) -> None:
+        window = self._windows[identity]
+        if not known.closed:
+            window.forget()  # what fails while it is open is no news
+            return
+        signal = window.judge()
+        if signal.verdict is Verdict.FINE and (known.pace is None or not window.busy):
+            return
+        with self._database.transaction() as transaction:
+            match signal.verdict:
+                case Verdict.OPEN:
+                    self._open(transaction, identity, signal)
+                case Verdict.SLOW:
+                    self._slow_down(transaction, identity, signal)
+                case Verdict.FINE:
+                    self._speed_up(transaction, known)
+            self._breakers.read(transaction, [identity])
+        if signal.verdict is not Verdict.FINE:
+            window.forget()
+
+    def _open(self, transaction: Transaction, identity: str, signal: Signal) -> None:
+        opening = self._breakers.opening(signal.cause, measured=self._windows[identity].rate())
+        opened = breakers.trip(transaction, identity, opening)
+        if opened is not None:
+            log_opened(opened)
+
+    def _slow_down(self, transaction: Transaction, identity: str, signal: Signal) -> None:
+        slowed = breakers.slow_down(transaction, identity, measured=self._windows[identity].rate(), cause=signal.cause)
+        if slowed is not None:
+            log.warning("pace_lowered", credential=identity, pace=slowed.pace, cause=signal.cause)
+
+    def _speed_up(self, transaction: Transaction, known: Breaker) -> None:
+        if not breakers.speed_up(transaction, known):
+            return
+        now, identity = time.monotonic(), known.credential
+        reached = breakers.read(transaction, [identity]).get(identity)
+        if reached is None or reached.pace is None:
+            log.info("pace_restored", credential=identity)
+        elif now - self._said.get(identity, -SAY_EVERY) >= SAY_EVERY:
+            self._said[identity] = now
+            log.info("pace_raised", credential=identity, pace=reached.pace, top=reached.pace_top)
+
+
+def _said(target: Target, answer: Answer | None) -> str | None:
+    """What one answer that was no plain success says of the credential: "5xx", "429", nothing bad (""), or nothing."""
+    if answer is None or isinstance(answer, NotProcessed | Unknown) or target.attempts or target.blocklisted_times:
+        return None
+    if not isinstance(answer, Rejected):
+        return ""
+    if answer.status >= 500:
+        return "5xx"
+    return "429" if answer.status == 429 and answer.reason in ("TooManyRequests", "") else ""
+
+
+def merged(noted: Tally, health: Health, before: Health | None) -> Tally:
+    """A tally with what the connections counted since the look before."""
+    counts = health.counts
+    old = before.counts if before is not None else {}
+
+    def since(name: str) -> int:
+        return max(0, counts.get(name, 0) - old.get(name, 0))
+
+    return replace(
+        noted,
+        answered=max(0, health.answered - (before.answered if before is not None else 0)),
+        refused=since("refused"),
+        unanswered=since("unanswered"),
+        failures=since("failures"),
+        goaways=since("goaway_errors"),
+        lost=since("broken"),
+        limit_falls=since("limit_falls"),
+        down=health.down,
+        unreachable_for=health.unreachable_for,
+        cause=health.last_cause,
+    )
