@@ -7,9 +7,7 @@ Devices are locked before the user, as registering does it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sender.model import Actor, ChangeKind
 from sender.policy.forgetting import is_only_for, with_key, without_user
@@ -71,9 +69,9 @@ ORDER BY id FOR NO KEY UPDATE
 _REWRITE = "UPDATE {s}.campaigns SET content = %s::jsonb, segment = %s::jsonb WHERE id = %s"
 
 _EMPTY = """
-UPDATE {s}.campaigns SET content = %(content)s::jsonb, segment = %(segment)s::jsonb, payload = '{}', key = %(key)s,
-    collapse_id = NULL
-WHERE id = %(id)s
+UPDATE {s}.campaigns SET payload = '{}', collapse_id = NULL,
+    content = jsonb_build_object('app', content->'app', 'audience', content->'audience', 'forgotten', true)
+WHERE id = %s
 """
 
 _REFERRING = """
@@ -147,31 +145,22 @@ def _forget_in_imports(transaction: Transaction, external_id: str, user_id: int 
 def _forget_in_campaigns(transaction: Transaction, external_id: str) -> tuple[int, int]:
     """Take the user out of audiences; a message that was for nobody else goes whole. Returns (campaigns, messages)."""
     found = transaction.rows(_NAMING, {"user": external_id})
-    messages = 0
+    theirs = [row for row in found if is_only_for(row["segment"], external_id)]
     for row in found:
         segment = without_user(row["segment"], external_id)
         content = {**row["content"], "audience": without_user(row["content"].get("audience"), external_id)}
-        if is_only_for(row["segment"], external_id):
-            messages += 1
-            _empty(transaction, row, segment, content, external_id)
-        else:
-            transaction.execute(_REWRITE, (json.dumps(content), json.dumps(segment), row["id"]))
-    return len(found), messages
+        transaction.execute(_REWRITE, (json.dumps(content), json.dumps(segment), row["id"]))
+    for row in theirs:
+        transaction.execute(_EMPTY, (row["id"],))
+        if external_id in row["key"]:
+            _rename(transaction, row["id"], row["key"])
+    return len(found), len(theirs)
 
 
-def _empty(
-    transaction: Transaction, row: dict[str, Any], segment: Any, content: dict[str, Any], external_id: str
-) -> None:
-    """Erase a message that was for one person. A key that holds the person's id goes too."""
-    kept = {"app": content.get("app"), "audience": content["audience"], "forgotten": True}
-    key = f"forgotten-{row['id']}" if external_id in row["key"] else row["key"]
-    values = {"content": json.dumps(kept), "segment": json.dumps(segment), "key": key, "id": row["id"]}
-    transaction.execute(_EMPTY, values)
-    if key != row["key"]:
-        for other, old_content, old_segment in list(_referring(transaction, row["key"])):
-            rewritten = [json.dumps(with_key(document, row["key"], key)) for document in (old_content, old_segment)]
-            transaction.execute(_REWRITE, (*rewritten, other))
-
-
-def _referring(transaction: Transaction, key: str) -> Iterator[tuple[int, Any, Any]]:
-    return iter(transaction.execute(_REFERRING, (key,)).fetchall())
+def _rename(transaction: Transaction, campaign_id: int, key: str) -> None:
+    """Give a campaign a key that says nothing; audiences that leave out whom it was sent to follow."""
+    new = f"forgotten-{campaign_id}"
+    transaction.execute("UPDATE {s}.campaigns SET key = %s WHERE id = %s", (new, campaign_id))
+    for other, *documents in transaction.execute(_REFERRING, (key,)).fetchall():
+        rewritten = [json.dumps(with_key(document, key, new)) for document in documents]
+        transaction.execute(_REWRITE, (*rewritten, other))
