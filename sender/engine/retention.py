@@ -11,7 +11,7 @@ import structlog
 
 from sender.policy.retention import Step, changelog_step, ledger_step
 from sender.settings import Settings
-from sender.store import folding, partitions, retention
+from sender.store import folding, partitions, quarantine, retention
 from sender.store.database import Database, Transaction
 from sender.store.partitions import CHANGELOG, LEDGER, Month
 
@@ -46,6 +46,13 @@ def retain(database: Database, settings: Settings) -> Iterator[None]:
     yield from _retain_ledger(database, settings)
     yield from _retain_changelog(database, settings)
     yield from _fold(database, settings)
+    yield from _confirm_aged(database, settings)
+
+
+def _confirm_aged(database: Database, settings: Settings) -> Iterator[None]:
+    while confirmed := _try(database, quarantine.confirm_aged, days=settings.quarantine_days):
+        log.info("quarantine_aged", confirmed=confirmed)
+        yield
 
 
 def _retain_ledger(database: Database, settings: Settings) -> Iterator[None]:
