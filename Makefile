@@ -36,8 +36,12 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+.PHONY: audit
+audit: $(STAMP) ## secrets in the tree, known vulnerabilities of the dependencies
+	@$(BIN)/python -m tests.audit
+
 .PHONY: check
-check: lint test ## everything that CI runs
+check: lint audit test ## everything that CI runs
 
 .PHONY: docs
 docs: $(STAMP) ## write again what is generated from the code: diagrams, errors, settings
