@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from uuid import UUID
 
 import structlog
 
@@ -14,11 +13,11 @@ from sender.engine.fanout import PRIORITY_AUDIENCE, publish_all
 from sender.engine.guard import trust_ended
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.later import Publish
-from sender.engine.leases import lease_clock
 from sender.engine.poison import part_suspected
+from sender.engine.reclaiming import HeartbeatWatch
 from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import batches, cut, ledger, lifecycle, publishing, workers
+from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers
 from sender.store.database import Database
 
 log = structlog.get_logger()
@@ -30,18 +29,20 @@ MOST_RETRIES = 20_000
 #: if there are some.
 LOST_AFTER, LOST_AFTER_BUSY = 5.0, 300.0
 
+#: Seconds by which a message must be younger for its being taken to prove that an older one is lost; and those that no
+#: message is published ahead of its time.
+OVERTAKEN_BY, AHEAD = 10.0, 60.0
+
 #: Batches of one campaign that may be published or claimed for the sweep to publish more.
 MOST_SWEPT = 40
 
 
 class Sweeper:
-    """One process's sweep. What it remembers of heartbeats is its own: it judges by its own clock, and a new process
-    starts to watch anew."""
+    """One process's sweep."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[int, tuple[UUID, int, float]] = {}
-        self._last = lease_clock()
+        self._heartbeats = HeartbeatWatch()
         self._housekeeper = Housekeeper()
 
     def run(self, database: Database, settings: Settings, publish: Publish, waiting: Callable[[], int]) -> None:
@@ -53,39 +54,18 @@ class Sweeper:
             return
         try:
             try:
-                self._reclaim(database, settings.lease)
+                self._heartbeats.reclaim(database, settings.lease)
                 part_suspected(database)
                 _finish(database)
                 canary.advance(database)
                 self._housekeeper.run(database, settings)
                 _gather(database, settings.rate)
             except Exception:
-                self._seen.clear()  # heartbeats may have stood still because the database did
+                self._heartbeats.forget()
                 raise
             _republish(database, publish, waiting)
         finally:
             self._lock.release()
-
-    def _reclaim(self, database: Database, lease: float) -> None:
-        """Take back claims whose heartbeat stood still for a whole lease by this process's clock."""
-        now = lease_clock()
-        if now - self._last > lease / 2:  # we were away ourselves: what we remember proves nothing
-            self._seen.clear()
-        self._last = now
-        with database.transaction() as transaction:
-            claimed = batches.claimed(transaction)
-        seen = {}
-        for batch_id, owner, beats in claimed:
-            known = self._seen.get(batch_id)
-            since = known[2] if known is not None and known[:2] == (owner, beats) else now
-            seen[batch_id] = (owner, beats, since)
-        self._seen = seen
-        for batch_id, (owner, beats, since) in seen.items():
-            if now - since > lease:
-                with database.transaction() as transaction:
-                    taken = batches.reclaim(transaction, batch_id, owner, beats, lease=lease)
-                if taken:
-                    log.warning("claim_reclaimed", batch=batch_id)
 
 
 def _gather(database: Database, installation_rate: float | None) -> None:
@@ -95,10 +75,14 @@ def _gather(database: Database, installation_rate: float | None) -> None:
 
 def _republish(database: Database, publish: Publish, waiting: Callable[[], int]) -> None:
     """Publish open batches that no fan-out publishes: released, reclaimed, retried, or lost with the broker."""
-    after = LOST_AFTER if waiting() == 0 else LOST_AFTER_BUSY
+    longest = LOST_AFTER if waiting() == 0 else LOST_AFTER_BUSY
     with database.transaction() as transaction:
-        cut.forget_published(transaction, seconds=after)
+        forgotten = lost.forget(
+            transaction, longest=longest, overtaken=OVERTAKEN_BY, ahead=AHEAD, urgent=PRIORITY_AUDIENCE
+        )
         straggling = cut.straggling(transaction)
+    if forgotten:
+        log.warning("messages_lost", batches=len(forgotten))
     for campaign_id, key, low, audience, published in straggling:
         if published < MOST_SWEPT:
             with database.transaction() as transaction:
@@ -114,6 +98,8 @@ def _finish(database: Database) -> None:
     trust_ended(database)
     with database.transaction() as transaction:
         settled = lifecycle.settle(transaction)
+        if settled:
+            intents.forget_finished(transaction)
         workers.pulse(transaction, "sweep")
     for _, key, state in settled:
         log.info("campaign_finished", campaign=key, state=state)

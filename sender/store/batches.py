@@ -193,7 +193,8 @@ UPDATE {s}.batches SET state = 'open', owner = NULL, published_at = NULL, failur
     due_at = CASE WHEN failures > 0 THEN now() + make_interval(secs => random() * %(strewn)s * failures) END
 WHERE id = (SELECT id FROM {s}.batches WHERE id = %(batch)s FOR UPDATE SKIP LOCKED)
   AND owner = %(owner)s AND beats = %(beats)s AND state = 'claimed'
-  AND now() - pg_postmaster_start_time() > make_interval(secs => %(lease)s)
+  AND (now() - pg_postmaster_start_time() > make_interval(secs => %(lease)s)
+       OR now() < pg_postmaster_start_time())  -- the clock was set back
 """
 
 

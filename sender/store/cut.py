@@ -86,7 +86,7 @@ SELECT c.id, c.key, c.low_batch_id, c.audience_estimate, count(*) FILTER (WHERE 
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done'
 WHERE c.state = 'running' AND a.state = 'active'
-  AND (c.fanout_until IS NULL OR c.fanout_until < now())
+  AND (c.fanout_until IS NULL OR c.fanout_until < now() OR c.fanout_until > now() + interval '1 minute')
 GROUP BY c.id
 HAVING bool_or(b.state = 'open' AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now()))
 """
@@ -94,13 +94,6 @@ HAVING bool_or(b.state = 'open' AND b.published_at IS NULL AND (b.due_at IS NULL
 _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = ANY(%s) AND state = 'open'"
 
 _END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s"
-
-_FORGET_PUBLISHED = """
-UPDATE {s}.batches b SET published_at = NULL
-FROM {s}.campaigns c
-WHERE c.id = b.campaign_id AND c.state = 'running' AND b.id > c.low_batch_id AND b.state = 'open'
-  AND b.published_at < now() - make_interval(secs => %s)
-"""
 
 #: Campaign by campaign, so that the retries of paused ones cost nothing.
 _DUE_RETRIES = """
@@ -218,11 +211,6 @@ def straggling(transaction: Transaction) -> list[tuple[int, str, int, int, int]]
     """Campaigns with open batches that no fan-out will publish: (id, key, low-water mark, audience, batches that are
     published or claimed already)."""
     return [tuple(row) for row in transaction.execute(_STRAGGLING)]
-
-
-def forget_published(transaction: Transaction, *, seconds: float) -> int:
-    """Take back the hint from batches that were published `seconds` ago and that nobody took: the message is lost."""
-    return transaction.execute(_FORGET_PUBLISHED, (seconds,)).rowcount
 
 
 def gather_retries(

@@ -72,7 +72,8 @@ _FANOUT_WANTED = """
 UPDATE {s}.campaigns c SET fanout_until = now() + make_interval(secs => %(seconds)s)
 FROM {s}.apps a
 WHERE a.id = c.app_id AND a.state = 'active' AND c.state = 'running'
-  AND (c.fanout_until IS NULL OR c.fanout_until < now())
+  AND (c.fanout_until IS NULL OR c.fanout_until < now()
+       OR c.fanout_until > now() + make_interval(secs => 2 * %(seconds)s))  -- the clock was set back
   AND (NOT c.cut_finished OR EXISTS (
       SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state = 'open'
                                   AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now())))

@@ -371,7 +371,7 @@ def test_a_claim_whose_heartbeat_stands_still_is_taken_back(engine: Engine, monk
     assert claim is not None
     clock = [1000.0]
     monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
-    monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND now() - pg_post")[0])
+    monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND (now() - pg_post")[0])
     for _ in range(3):
         engine.sweep()
         clock[0] += engine.settings.lease / 2.5
@@ -392,7 +392,7 @@ def test_a_claim_that_beats_is_never_taken_back(engine: Engine, monkeypatch: pyt
     assert claim is not None
     clock = [1000.0]
     monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
-    monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND now() - pg_post")[0])
+    monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND (now() - pg_post")[0])
     with engine.runtime.leases.hold(claim):
         for _ in range(8):
             engine.runtime.leases._beat()
