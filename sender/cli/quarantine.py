@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sender.cli.output import console, print_json
-from sender.cli.tables import moment, print_table, table
+from sender.cli.tables import counted, moment, print_table, table
 from sender.client import Sender
 from sender.model import Actor
 from sender.policy.outcomes import explain
@@ -114,4 +114,4 @@ def _leave(
         print_json({"confirmed" if confirmed else "released": count, "dry_run": dry_run})
         return
     what = "confirmed as invalid" if confirmed else "released"
-    console.print(f"{count:,} devices {'would be ' if dry_run else ''}{what}", highlight=False)
+    console.print(f"{counted(count, 'device')} {'would be ' if dry_run else ''}{what}", highlight=False)

@@ -47,3 +47,8 @@ def moment(at: datetime | None) -> str:
 def listed(items: Sequence[object]) -> str:
     """Items behind one another, or a dash."""
     return ", ".join(str(item) for item in items) or "-"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the singular or the plural: 1 device, 2,000 devices."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -11,6 +11,7 @@ import typer
 
 from sender.cli.campaign_options import read_time
 from sender.cli.output import console, error_console, print_json
+from sender.cli.tables import counted
 from sender.client import Sender
 from sender.errors import InvalidInputError
 from sender.model import Actor
@@ -93,12 +94,12 @@ def _progress() -> Iterator[Progress | None]:
 
 def _print_restore(report: RestoreReport) -> None:
     verb = "would be restored" if report.dry_run else "restored"
-    console.print(f"{report.total:,} devices {verb}", highlight=False)
+    console.print(f"{counted(report.total, 'device')} {verb}", highlight=False)
     for state, count in sorted(report.restored.items()):
         console.print(f"  {count:,} to {state}", highlight=False)
     if report.skipped:
         console.print(
-            f"{sum(report.skipped.values()):,} devices left alone, because they changed since", highlight=False
+            f"{counted(sum(report.skipped.values()), 'device')} left alone, because they changed since", highlight=False
         )
     for cause, count in sorted(report.skipped.items()):
         console.print(f"  {count:,} {SINCE.get(cause, f'have since: {cause}')}", highlight=False)
@@ -144,11 +145,11 @@ def _figures(done: Forgotten) -> dict[str, int]:
 
 def _words(done: Forgotten) -> str:
     parts = [
-        f"{done.devices:,} devices" + (" and the user's id" if done.known else ""),
-        f"the user's name in the audience of {done.campaigns:,} campaigns ({done.messages:,} of them for nobody else, "
+        counted(done.devices, "device") + (" and the user's id" if done.known else ""),
+        f"the user's name in the audience of {counted(done.campaigns, 'campaign')} ({done.messages:,} of them for nobody else, "
         "with their messages)",
-        f"{done.changes:,} texts in the changelog",
-        f"{done.staged:,} rows that waited",
+        f"{counted(done.changes, 'text')} in the changelog",
+        f"{counted(done.staged, 'row')} that waited",
     ]
     counts = (1, done.campaigns, done.changes, done.staged)
     return ", ".join(part for part, count in zip(parts, counts, strict=True) if count)
