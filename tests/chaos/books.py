@@ -30,16 +30,18 @@ WHERE usename = current_user AND pid <> pg_backend_pid() AND %s = ''
 """
 _OPEN_INTENTS = f"SELECT count(*) FROM {{s}}.intents t {_OF_CAMPAIGN}"
 _UNKNOWN = f"SELECT count(*) FROM {{s}}.deliveries t {_OF_CAMPAIGN} AND t.outcome = 'unknown'"
+_SENT = f"SELECT coalesce(sum(sent), 0) FROM {{s}}.batches t {_OF_CAMPAIGN}"
 _SETTLED = f"SELECT coalesce(sum(sent + rejected + unknown), 0) FROM {{s}}.batches t {_OF_CAMPAIGN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What is claimed, intended and unknown at a moment."""
+    """What is claimed, intended, and written down at a moment."""
 
     claims: Mapping[int, tuple[int, bool, int]]  # batch -> (claims so far, whether it is claimed, devices)
     intents: int
     unknown: int
+    sent: int
 
 
 class Books:
@@ -87,9 +89,10 @@ class Books:
             claims = {id: (epoch, held, size) for id, epoch, held, size in self._rows(_CLAIMS, key, within=within)}
             ((intents,),) = self._rows(_OPEN_INTENTS, key, within=within)
             ((unknown,),) = self._rows(_UNKNOWN, key, within=within)
+            ((sent,),) = self._rows(_SENT, key, within=within)
         except psycopg.Error:
             return None
-        return Moment(claims=claims, intents=intents, unknown=unknown)
+        return Moment(claims=claims, intents=intents, unknown=unknown, sent=int(sent))
 
     def cut_backends(self) -> None:
         """Have PostgreSQL end every connection of the application but this one."""

@@ -128,14 +128,13 @@ def _weather(scenario: Callable[[Random], Scenario], *, renew: bool = False) -> 
     @contextmanager
     def strike(scene: Scene, chance: Random) -> Iterator[None]:
         control = scene.stack.simulator.control
-        scene.look_before()
         control.set_scenario(scenario(chance))
         if renew:
             control.goaway()
-        try:
-            yield
-        finally:
-            control.set_scenario(SCENARIO)
+        yield
+        control.set_scenario(SCENARIO)
+        if renew:
+            control.goaway()
 
     return strike
 

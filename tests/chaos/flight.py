@@ -33,14 +33,20 @@ class Bound:
 
 
 def bound_of(
-    before: Moment | None, after: Moment | None, *, repeats: Harm, unknown: Harm, throughout: bool = False
+    before: Moment | None, after: Moment | None, *, repeats: Harm, unknown: Harm, delivered: int | None = None
 ) -> Bound:
-    """The bound of a fault that struck between two moments. `throughout`: it did harm all the time in between, so that
-    more than the workers can hold at once may be hit."""
+    """The bound of a fault that struck between two moments.
+
+    `delivered`: of a fault that did harm all the time in between, the pushes that APNs has seen by its end. More than
+    the workers can hold at once may be hit then, but no more than what was delivered and not written down before.
+    """
     claimed, intended = _claimed(before, after), _intended(before, after)
+    at_once = delivered is None
+    if delivered is not None and claimed is not None and before is not None:
+        claimed = min(claimed, delivered - before.sent)
     return Bound(
-        repeats=_most(claimed, repeats, throughout),
-        unknown=min(_most(claimed, unknown, throughout), _most(intended, unknown, throughout)),
+        repeats=_most(claimed, repeats, at_once=at_once),
+        unknown=min(_most(claimed, unknown, at_once=at_once), _most(intended, unknown, at_once=at_once)),
     )
 
 
@@ -63,10 +69,10 @@ def _intended(before: Moment | None, after: Moment | None) -> int | None:
     return after.intents + after.unknown - before.unknown
 
 
-def _most(devices: int | None, harm: Harm, throughout: bool) -> int:
+def _most(devices: int | None, harm: Harm, *, at_once: bool) -> int:
     if harm in {Harm.NOTHING, Harm.UNANSWERED}:
         return 0
     capacity = THREADS * LARGEST * (1 if harm is Harm.ONE_WORKER else WORKERS)
     if devices is None:
         return capacity
-    return devices if throughout else min(devices, capacity)
+    return min(devices, capacity) if at_once else devices

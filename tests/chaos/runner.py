@@ -20,6 +20,8 @@ from tests.chaos.verdict import Evidence, Verdict, judge
 LONGEST = 240.0
 #: Seconds that a fault may take to be over, beyond what it lasts: servers and workers start anew.
 OVER_WITHIN = 150.0
+#: Seconds after which the simulator has read what was sent to it while it stood still.
+CATCHING_UP = 0.3
 #: Deaths of one process after which the next round begins with a new `sender up`: it is put off longer every time.
 MOST_KILLS = 2
 
@@ -66,12 +68,14 @@ class Striker(threading.Thread):
                         scene.look_after()
                     time.sleep(self.planned.lasts)
                 if fault.throughout:
+                    time.sleep(CATCHING_UP)
                     scene.look_after()
+                    scene.delivered = self._stack.simulator.control.counters().delivered
         except Exception:
             self.error = traceback.format_exc(limit=5)
             return
         self.bound = bound_of(
-            scene.before, scene.after, repeats=fault.repeats, unknown=fault.unknown, throughout=fault.throughout
+            scene.before, scene.after, repeats=fault.repeats, unknown=fault.unknown, delivered=scene.delivered
         )
 
 

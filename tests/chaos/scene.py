@@ -23,6 +23,9 @@ class Scene:
     books: Books  # of this fault alone: faults strike at the same time
     before: Moment | None = field(default=None, init=False)
     after: Moment | None = field(default=None, init=False)
+    delivered: int | None = field(
+        default=None, init=False
+    )  # by APNs, until the end of a fault that did harm until then
 
     def look_before(self) -> None:
         """Note what is in flight, right before the harm is done."""

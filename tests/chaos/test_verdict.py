@@ -27,11 +27,12 @@ GOOD = Evidence(
 TWICE = GOOD.accepted | {f"{0:064x}": 2}
 
 
-def moment(*, intents: int = 0, unknown: int = 0, **claims: tuple[int, bool, int]) -> Moment:
+def moment(*, intents: int = 0, unknown: int = 0, sent: int = 0, **claims: tuple[int, bool, int]) -> Moment:
     return Moment(
         claims={int(name.removeprefix("batch")): claim for name, claim in claims.items()},
         intents=intents,
         unknown=unknown,
+        sent=sent,
     )
 
 
@@ -97,7 +98,13 @@ def test_more_than_the_workers_can_hold_is_never_in_flight_at_an_instant(harm: H
     capacity = workers * THREADS * LARGEST
     assert bound_of(moment(), after, repeats=harm, unknown=Harm.NOTHING).repeats == capacity
     assert bound_of(None, after, repeats=harm, unknown=Harm.NOTHING).repeats == capacity
-    assert bound_of(moment(), after, repeats=harm, unknown=Harm.NOTHING, throughout=True).repeats == 100 * LARGEST
+
+
+def test_a_fault_that_goes_on_may_repeat_what_was_delivered_and_not_written_down_before_it() -> None:
+    before, after = moment(sent=1_000), moment(batch1=(100, True, LARGEST), sent=1_000)
+    few = bound_of(before, after, repeats=Harm.IN_FLIGHT, unknown=Harm.NOTHING, delivered=9_000)
+    many = bound_of(before, after, repeats=Harm.IN_FLIGHT, unknown=Harm.NOTHING, delivered=90_000)
+    assert (few.repeats, many.repeats) == (8_000, 100 * LARGEST)
 
 
 def test_an_intent_counts_while_it_is_open_and_when_it_has_ended_as_unknown() -> None:
