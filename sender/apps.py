@@ -13,7 +13,9 @@ from sender.errors import ConflictError, CredentialError, InvalidInputError, Not
 from sender.model import CredentialKind, CredentialRef, Environment
 from sender.services import Services
 from sender.store import apps as store
+from sender.store import breakers
 from sender.store.apps import App
+from sender.store.breakers import Breaker
 from sender.store.database import Transaction
 
 __all__ = ["App", "Apps", "CredentialReport", "EnvironmentChoice"]
@@ -106,6 +108,34 @@ class Apps:
     def inspect_credential(self, ref: CredentialRef) -> CredentialReport:
         """Read a credential's file now: what it serves and when it ends. Raises `CredentialError`."""
         return report_credential(ref, datetime.now(UTC))
+
+    def breakers(self, bundle_id: str) -> dict[Environment, Breaker]:
+        """How each of an app's credentials is doing: whether it sends, rests, or is slowed down, and why."""
+        with self._services.database.transaction() as transaction:
+            refs = _found(transaction, bundle_id).credentials
+            known = breakers.read(transaction, [ref.identity for ref in refs])
+        return {ref.environment: known.get(ref.identity, Breaker(credential=ref.identity)) for ref in refs}
+
+    def close_breaker(self, bundle_id: str, environment: EnvironmentChoice = "both") -> tuple[str, ...]:
+        """Send again at once with an app's credentials that rest, slowly at first; returns which these were.
+
+        For somebody who knows that APNs is well: what opened the breaker opens it again, for longer. Other apps that
+        share the credential go on too.
+        """
+        with self._services.database.transaction() as transaction:
+            wanted = {
+                ref.identity
+                for ref in _found(transaction, bundle_id).credentials
+                if environment in ("both", ref.environment)
+            }
+            closed = tuple(identity for identity in sorted(wanted) if breakers.close_one(transaction, identity))
+            sharing = [
+                app.id for app in store.list_all(transaction) if {ref.identity for ref in app.credentials} & set(closed)
+            ]
+            breakers.bring_forward(transaction, sharing)
+        if closed:
+            self._services.nudge()
+        return closed
 
     def count_devices(self, bundle_id: str) -> int:
         """How many devices an app has, in whatever state."""

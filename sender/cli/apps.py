@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from sender.cli.tables import facts, listed, moment, print_table, table
 from sender.client import Sender
 from sender.errors import CredentialError, InvalidInputError
 from sender.model import CredentialRef
+from sender.store.breakers import Breaker
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -115,7 +117,8 @@ def show(bundle_id: BundleId, as_json: AsJson = False) -> None:
     with Sender() as sender:
         found = sender.apps.show(bundle_id)
         devices = sender.apps.count_devices(bundle_id)
-        credentials = [_inspected(sender, ref) for ref in found.credentials]
+        breakers = sender.apps.breakers(bundle_id)
+        credentials = [_inspected(sender, ref) | _doing(breakers[ref.environment]) for ref in found.credentials]
     if as_json:
         print_json(
             {
@@ -140,9 +143,17 @@ def show(bundle_id: BundleId, as_json: AsJson = False) -> None:
     ]
     for credential in credentials:
         pairs += [
-            (name.replace("_", " "), _shown(value)) for name, value in credential.items() if value not in (None, [])
+            (name.replace("_", " "), _shown(value))
+            for name, value in credential.items()
+            if value not in (None, []) and name != "breaker"
         ]
     print_table(facts(pairs))
+
+
+def _doing(breaker: Breaker) -> dict[str, Any]:
+    """How a credential is doing, in words and, for programs, in parts."""
+    parts = {each.name: getattr(breaker, each.name) for each in fields(breaker) if each.name != "credential"}
+    return {"sending": breaker.in_words(), "breaker": parts}
 
 
 def _shown(value: Any) -> str:
@@ -248,3 +259,20 @@ def resume(bundle_id: BundleId) -> None:
     with Sender() as sender:
         resumed = sender.apps.resume(bundle_id)
     console.print(f"{bundle_id} goes on" if resumed else f"{bundle_id} is not paused", highlight=False)
+
+
+@app.command()
+def close_breaker(bundle_id: BundleId, *, environment: Environment = Environments.BOTH) -> None:
+    """Send again at once with a credential that rests because APNs was in trouble. It comes back by itself."""
+    with Sender() as sender:
+        closed = sender.apps.close_breaker(bundle_id, environment.value)
+    if not closed:
+        console.print(f"no credential of {bundle_id} rests", highlight=False)
+        return
+    for identity in closed:
+        console.print(f"{identity} sends again, slowly at first", highlight=False)
+    console.print(
+        "APNs may block a sender that goes on while it is refused: what opened this opens it again, for longer",
+        style="yellow",
+        highlight=False,
+    )

@@ -87,6 +87,7 @@ def render(report: Report, speed: float | None = None) -> RenderableType:
     parts: list[RenderableType] = [_headline(report), _bar(report), _pace_line(report, speed), Text(), outcomes(report)]
     if canary := canary_text(report):
         parts.append(Text(canary, style="bold"))
+    parts += [Text(f"credential {each.credential} {each.in_words()}", style="yellow") for each in report.credentials]
     held = why_held(report)
     if held:
         parts.append(Text(held, style="bold yellow"))
@@ -100,7 +101,15 @@ def one_line(report: Report, speed: float | None = None) -> str:
     ]
     canary = f"canary {report.canary_state}" if report.canary_state not in (None, "passed") else ""
     pushes = f"{speed:,.0f}/s" if speed and not report.finished else ""
-    parts = [f"{report.key}: {report.state}", f"{report.final:,} of {about(report)}", canary, *figures, pushes]
+    resting = [f"credential {each.credential} {each.in_words()}" for each in report.credentials]
+    parts = [
+        f"{report.key}: {report.state}",
+        f"{report.final:,} of {about(report)}",
+        canary,
+        *figures,
+        pushes,
+        *resting,
+    ]
     return ", ".join(part for part in parts if part)
 
 

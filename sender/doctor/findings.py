@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sender.store.health import AppHealth, HoldHealth, WorkerHealth
+from sender.store.breakers import Breaker
+from sender.store.health import AppHealth, WorkerHealth
 
 
 class Status(StrEnum):
@@ -38,7 +39,7 @@ class Snapshot:
     workers: Sequence[WorkerHealth]
     pulses: Mapping[str, float]  # periodic job -> seconds since it ran
     apps: Sequence[AppHealth]
-    holds: Sequence[HoldHealth]
+    breakers: Sequence[Breaker]  # of credentials that rest or are slowed down
 
 
 def ok(check: str, message: str) -> Finding:

@@ -97,7 +97,7 @@ def take_snapshot(settings: Settings) -> Snapshot:
                 workers=health.workers(transaction),
                 pulses=health.pulses(transaction),
                 apps=health.apps(transaction),
-                holds=health.holds(transaction),
+                breakers=health.credentials(transaction),
             )
     finally:
         database.close()

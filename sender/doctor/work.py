@@ -9,7 +9,7 @@ from sender._version import __version__
 from sender.doctor.findings import Finding, Snapshot, failed, ok, warning
 from sender.policy.outcomes import RULES
 from sender.policy.states import AppState
-from sender.store.health import WorkerHealth
+from sender.store.health import AppHealth, WorkerHealth
 
 ROLES = ("campaign", "priority", "control")
 EVERY_ROLE = ("all", "worker")  # of one process that serves all the queues
@@ -116,8 +116,16 @@ def check_pauses(snapshot: Snapshot) -> Iterator[Finding]:
         by_system = (app.state_reason or "").partition(":")[0] in reasons
         advice = app.state_reason or "resume it when it should send again"
         yield (failed if by_system else warning)("apps", message, advice)
-    for hold in snapshot.holds:
-        yield warning("apps", f"credential {hold.credential} rests until {hold.until:%H:%M:%S %Z}", hold.cause)
+    for breaker in snapshot.breakers:
+        bundle_ids = [app.bundle_id for app in snapshot.apps if breaker.credential in _identities(app)]
+        advice = "nothing to do: it comes back by itself"
+        if not breaker.closed and bundle_ids:
+            advice = f"nothing to do, or, if you know that APNs is well: `sender apps close-breaker {bundle_ids[0]}`"
+        yield warning("credentials", f"{breaker.credential} {breaker.in_words()}", advice)
+
+
+def _identities(app: AppHealth) -> set[str]:
+    return {ref.identity for ref in app.credentials}
 
 
 def check_here(snapshot: Snapshot, lease: float, host: str) -> Iterator[Finding]:

@@ -41,6 +41,21 @@ class Breaker:
         """Nothing to speak of: closed, and not slowed down."""
         return self.closed and self.pace is None
 
+    def in_words(self) -> str:
+        """Its state, cause, since when and until when, for a person."""
+        since = f"since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
+        match self.state:
+            case BreakerState.OPEN:
+                until = f"until {self.until:%H:%M:%S %Z}" if self.until else ""
+                return f"rests {since} {until}: {self.cause}"
+            case BreakerState.HALF_OPEN:
+                return f"is tried with a single push {since}, after: {self.cause}"
+            case _ if self.pace is None:
+                return "sends"
+            case _:
+                top = f", on its way to {self.pace_top:,.0f}/s" if self.pace_top else ""
+                return f"is slowed down to {self.pace:,.0f} pushes/s{top}: {self.pace_cause}"
+
     @property
     def ramping(self) -> bool:
         """It closed, and there was no signal since: the pace doubles."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sender.model import CredentialKind, CredentialRef, Environment
+from sender.store import breakers
+from sender.store.breakers import Breaker
 from sender.store.database import Transaction
 
 
@@ -44,15 +46,6 @@ class AppHealth:
     state_reason: str | None
     state_changed_at: datetime
     credentials: tuple[CredentialRef, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldHealth:
-    """A credential that rests."""
-
-    credential: str
-    until: datetime
-    cause: str
 
 
 _WORKERS = """
@@ -116,9 +109,6 @@ def apps(transaction: Transaction) -> list[AppHealth]:
     return list(found.values())
 
 
-def holds(transaction: Transaction) -> list[HoldHealth]:
-    """Credentials that rest at this moment."""
-    statement = """
-        SELECT credential, until, cause FROM {s}.breakers WHERE state <> 'closed' AND until > now() ORDER BY credential
-    """
-    return [HoldHealth(**row) for row in transaction.rows(statement)]
+def credentials(transaction: Transaction) -> list[Breaker]:
+    """Credentials that rest or are slowed down at this moment."""
+    return breakers.read_all(transaction)

@@ -17,6 +17,8 @@ from typing import Any
 
 from sender.errors import NotFoundError
 from sender.policy.states import AppState, CampaignState
+from sender.store import apps, breakers
+from sender.store.breakers import Breaker
 from sender.store.database import Transaction
 from sender.store.segments import AudienceCount
 
@@ -82,6 +84,8 @@ class Report:
     canary: dict[str, Any] | None = None  # what was asked for, and once known its sample's "size" and "result"
     canary_state: str | None = None  # policy.states.CanaryState; None before the start
     retested: int = 0  # devices of the audience that were taken from quarantine
+
+    credentials: tuple[Breaker, ...] = ()  # those of its app that rest or are slowed down, while it is not over
 
     @property
     def final(self) -> int:
@@ -150,7 +154,14 @@ def read(transaction: Transaction, key: str) -> Report:
     row = transaction.row(_REPORT, (key,))
     if row is None:
         raise NotFoundError("campaign", key, "see `sender campaigns list`")
-    return settle(row)
+    report = settle(row)
+    return report if report.finished else replace(report, credentials=_credentials(transaction, report.app))
+
+
+def _credentials(transaction: Transaction, bundle_id: str) -> tuple[Breaker, ...]:
+    app = apps.find(transaction, bundle_id)
+    identities = [ref.identity for ref in app.credentials] if app else []
+    return tuple(found for found in breakers.read(transaction, identities).values() if not found.plain)
 
 
 def estimated(report: Report, count: AudienceCount) -> Report:
