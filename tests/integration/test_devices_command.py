@@ -124,8 +124,8 @@ def hit(database: Database, key: str, *tokens: str) -> None:
     with database.transaction() as transaction:
         (campaign_id,) = transaction.execute(
             "INSERT INTO {s}.campaigns (app_id, key, state, content, payload, push_type, priority, segment, "
-            "batch_size, expires_in, grace) SELECT id, %s, 'completed', '{}', '{}', 'alert', 10, '{}', 1, 1, 1 FROM {s}.apps "
-            "RETURNING id",
+            "batch_size, expires_in, grace) SELECT id, %s, 'completed', '{}', '{}', 'alert', 10, '{}', 1, 1, 1 "
+            "FROM {s}.apps RETURNING id",
             (key,),
         ).fetchone() or (0,)
         found = transaction.execute(
