@@ -37,7 +37,8 @@ DELIVERY_WORDS: Mapping[DeliveryStep, str] = {
 TOKEN_WORDS: Mapping[TokenStep, str] = {
     TokenStep.NONE: "The token is not touched.",
     TokenStep.INVALIDATE: "The token becomes `invalid`, unless it was registered after the time that APNs names.",
-    TokenStep.QUARANTINE: "The token is `quarantined`: left alone and no longer sent to, never thrown away for this.",
+    TokenStep.QUARANTINE: "The token is `quarantined`: no longer sent to, and not thrown away; a later campaign that "
+    "works confirms it or releases it.",
     TokenStep.BLOCKLIST: "The device is `blocklisted`: 15 minutes, doubling to 24 hours, half of it random.",
     TokenStep.CLEAR: "A blocklisting of the device ends.",
 }

@@ -146,8 +146,8 @@ def _figures(done: Forgotten) -> dict[str, int]:
 def _words(done: Forgotten) -> str:
     parts = [
         counted(done.devices, "device") + (" and the user's id" if done.known else ""),
-        f"the user's name in the audience of {counted(done.campaigns, 'campaign')} ({done.messages:,} of them for nobody "
-        "else, with their messages)",
+        f"the user's name in the audience of {counted(done.campaigns, 'campaign')} "
+        f"({done.messages:,} of them for nobody else, with their messages)",
         f"{counted(done.changes, 'text')} in the changelog",
         f"{counted(done.staged, 'row')} that waited",
     ]
