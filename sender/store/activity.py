@@ -6,7 +6,7 @@ hundred million rows of other campaigns cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -17,6 +17,9 @@ from sender.store.database import Transaction
 
 #: How many campaigns are looked through when none is named.
 MOST_CAMPAIGNS = 1000
+
+#: How many of them one statement asks for a row that is wanted.
+ASKED_AT_ONCE = 100
 
 #: Successful deliveries are shown newest first in campaigns of up to so many devices; the ledger has no index by time,
 #: and in a larger one finding the newest would read all of them: there they come in the order of the devices.
@@ -94,8 +97,7 @@ LEFT JOIN {s}.devices v ON v.id = d.device_id LEFT JOIN {s}.users u ON u.id = v.
 def read(transaction: Transaction, wanted: Filter, *, limit: int) -> list[Entry]:
     """At most `limit` deliveries, the newest campaign's first; within one those that wait, then the newest."""
     entries: list[Entry] = []
-    values = {"campaign": wanted.campaign, "app": wanted.app, "most": MOST_CAMPAIGNS}
-    for campaign_id, started_on, devices in transaction.execute(_CAMPAIGNS, values).fetchall():
+    for campaign_id, started_on, devices in _with_any(transaction, wanted):
         by_time = not wanted.everything or devices <= SORTED_BY_TIME
         for find in (_waiting, _final):
             left = limit - len(entries)
@@ -104,6 +106,30 @@ def read(transaction: Transaction, wanted: Filter, *, limit: int) -> list[Entry]
             rows = find(transaction, wanted, campaign_id, started_on, limit=left, by_time=by_time)
             entries += [Entry(**row) for row in rows]
     return entries
+
+
+def _with_any(transaction: Transaction, wanted: Filter) -> Iterator[tuple[int, date, int]]:
+    """The campaigns with a row that is wanted, newest first, many asked in one statement: (id, start, devices)."""
+    conditions, values = _conditions(wanted)
+    final = [*conditions, *_unsuccessful(wanted)]
+    # LIMIT keeps PostgreSQL from joining the ledger as a whole, ORDER BY from reading it for the first row that fits.
+    by = "d.reason" if not wanted.everything and wanted.device_ids is None else "d.device_id"
+    statement = f"""
+        SELECT c.id, c.day, c.devices
+        FROM unnest(%(ids)s::bigint[], %(days)s::date[], %(sizes)s::bigint[]) WITH ORDINALITY AS c(id, day, devices, n)
+        WHERE (SELECT true FROM {{s}}.retries d WHERE d.campaign_id = c.id {_and(conditions)}
+               ORDER BY d.device_id LIMIT 1)
+           OR (SELECT true FROM {{s}}.deliveries d
+               WHERE d.campaign_started_on = c.day AND d.campaign_id = c.id {_and(final)}
+               ORDER BY {by} LIMIT 1)
+        ORDER BY c.n
+    """
+    which = {"campaign": wanted.campaign, "app": wanted.app, "most": MOST_CAMPAIGNS}
+    campaigns = transaction.execute(_CAMPAIGNS, which).fetchall()
+    for at in range(0, len(campaigns), ASKED_AT_ONCE):
+        ids, days, sizes = zip(*campaigns[at : at + ASKED_AT_ONCE], strict=True)
+        asked = values | {"ids": list(ids), "days": list(days), "sizes": list(sizes)}
+        yield from transaction.execute(statement, asked).fetchall()
 
 
 def removed(transaction: Transaction, wanted: Filter) -> list[Removed]:
@@ -129,8 +155,7 @@ def _final(
     transaction: Transaction, wanted: Filter, campaign_id: int, started_on: date, *, limit: int, by_time: bool
 ) -> list[dict[str, Any]]:
     conditions, values = _conditions(wanted)
-    if not wanted.everything:
-        conditions.append(f"d.outcome <> '{Outcome.SENT.value}'")
+    conditions += _unsuccessful(wanted)
     order = "d.at DESC, d.device_id" if by_time else "d.device_id"
     found = f"""
         SELECT * FROM {{s}}.deliveries d
@@ -167,6 +192,10 @@ def _conditions(wanted: Filter) -> tuple[list[str], dict[str, Any]]:
         conditions.append("d.device_id = ANY(%(devices)s)")
         values["devices"] = list(wanted.device_ids)
     return conditions, values
+
+
+def _unsuccessful(wanted: Filter) -> list[str]:
+    return [] if wanted.everything else [f"d.outcome <> '{Outcome.SENT.value}'"]
 
 
 def _and(conditions: list[str]) -> str:

@@ -116,10 +116,13 @@ def read(transaction: Transaction, *, after: str | None, limit: int, only: Filte
 def latest(transaction: Transaction, *, limit: int, only: Filter) -> list[Change]:
     """The newest rows up to this moment, in the order of the feed; those that the feed does not have yet at the end."""
     conditions = _filters(only) or ["true"]
+    # What has an index of its own is found by it; else the feed's own is read from its end.
+    narrow = only.device_ids is not None or only.user_id is not None or only.campaign_id is not None
+    order = "c.id DESC" if narrow else "c.transaction_id DESC, c.id DESC"
     statement = f"""
         WITH picked AS MATERIALIZED (
             SELECT c.* FROM {{s}}.changelog c WHERE {" AND ".join(conditions)}
-            ORDER BY c.id DESC LIMIT %(limit)s)
+            ORDER BY {order} LIMIT %(limit)s)
         {_COLUMNS} ORDER BY c.transaction_id, c.id
     """
     return [_change(row) for row in transaction.rows(statement, {**_params(only), "limit": limit})]
