@@ -204,6 +204,6 @@ def log_opened(opened: Breaker) -> None:
         credential=opened.credential,
         cause=opened.cause,
         seconds=round(opened.wait, 1),
-        until=opened.until,
+        until=opened.until and opened.until.isoformat(timespec="seconds"),
         openings=opened.trips,
     )

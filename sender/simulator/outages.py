@@ -77,10 +77,13 @@ class Outages:
 
     def _reopen(self) -> None:
         """Listen again, unless another outage goes on refusing."""
-        if any(outage.kind is OutageKind.REFUSE for outage in self._current):
-            return
         loop = asyncio.get_running_loop()
         for environment in Environment:
-            task = loop.create_task(self._simulator.listen(environment))
+            task = loop.create_task(self._listen(environment))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _listen(self, environment: Environment) -> None:
+        """The outages are asked when the task runs: one may have begun since it was made."""
+        if not any(outage.kind is OutageKind.REFUSE for outage in self._current):
+            await self._simulator.listen(environment)

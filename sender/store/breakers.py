@@ -54,7 +54,8 @@ class Breaker:
                 return "sends"
             case _:
                 top = f", on its way to {self.pace_top:,.0f}/s" if self.pace_top else ""
-                return f"is slowed down to {self.pace:,.0f} pushes/s{top}: {self.pace_cause}"
+                why = f"after it rested: {self.pace_cause}" if self.ramping else self.pace_cause
+                return f"is slowed down to {self.pace:,.0f} pushes/s{top}: {why}"
 
     @property
     def ramping(self) -> bool:
