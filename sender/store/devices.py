@@ -131,7 +131,7 @@ WITH hit AS MATERIALIZED (
        OR d.state = 'quarantined' AND d.state_campaign_id <> %(campaign)s
           AND d.state_changed_at < (SELECT started_at FROM {s}.campaigns WHERE id = %(campaign)s)
           AND EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = %(campaign)s AND t.environment = d.environment
-                      AND t.accepted > 0 AND t.state <> 'tripped')
+                      AND t.accepted > t.moved AND t.state <> 'tripped')
     ORDER BY d.id FOR NO KEY UPDATE OF d
 ), changed AS (
     UPDATE {s}.devices d SET state = h.new_state, state_reason = h.reason, state_changed_at = now(),

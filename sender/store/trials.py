@@ -78,7 +78,9 @@ RETURNING campaign_id, environment, state, accepted, bad_token, wrong_topic, gon
 """
 
 _PROBED = """
-UPDATE {s}.trials SET probed = probed + %s, moved = moved + %s WHERE campaign_id = %s AND environment = %s
+UPDATE {s}.trials SET probed = probed + %(probed)s, moved = moved + %(moved)s, accepted = accepted + %(moved)s,
+    judged = judged + %(moved)s
+WHERE campaign_id = %(campaign)s AND environment = %(environment)s
 """
 
 _MOVE = """
@@ -176,7 +178,8 @@ def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts
 
 def note_probes(transaction: Transaction, campaign_id: int, environment: str, *, probed: int, moved: int) -> None:
     """Count probes and moves of a campaign that is trusted."""
-    transaction.execute(_PROBED, (probed, moved, campaign_id, environment))
+    values = {"probed": probed, "moved": moved, "campaign": campaign_id, "environment": environment}
+    transaction.execute(_PROBED, values)
 
 
 def trust(transaction: Transaction, campaign_id: int, environment: str) -> bool:

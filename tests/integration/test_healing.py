@@ -70,7 +70,7 @@ def test_a_table_that_was_imported_with_the_wrong_environment_is_delivered_and_m
     )
     old, new = {"environment": "production"}, {"environment": "sandbox"}
     assert rows == [("environment_changed", "apns", "BadDeviceToken", old, new, 5000, 5000)]
-    assert engine.rows("SELECT state, judged, moved, probed FROM {s}.trials") == [("trusted", 500, 5000, 500)]
+    assert engine.rows("SELECT state, judged, moved, probed FROM {s}.trials") == [("trusted", 5000, 5000, 500)]
 
 
 def test_the_success_counts_where_it_was_accepted(engine: Engine) -> None:
