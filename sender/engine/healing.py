@@ -123,7 +123,7 @@ def _probe(
     credential: CredentialRef,
 ) -> None:
     """Send refused pushes with another credential, and settle which answer counts. Those that a stop kept from it go
-    back untouched; of those whose turn is too far off the refusal stands."""
+    back untouched; of those whose turn is too far off, or whose credential rests, the refusal stands."""
     end = time.monotonic() + PATIENCE
     left = list(places)
     while left:
@@ -139,9 +139,8 @@ def _probe(
             if answer is not None and refusal is not None:
                 answers[at] = ACCEPTED if type(answer) is Accepted else settle(refusal, answer)
         left = [at for at, answer in zip(left, found, strict=True) if answer is None]
-        if lease.stopped.is_set():
-            break
-        if left and (time.monotonic() + part.rest > end or lease.stopped.wait(max(part.rest, 0.05))):
+        rests = part.rest == 0.0 or time.monotonic() + part.rest > end
+        if rests or lease.stopped.wait(part.rest):
             break
     if lease.stopped.is_set():
         for at in left:
