@@ -11,6 +11,7 @@ import typer
 
 from sender.cli.campaign_options import read_time
 from sender.cli.campaign_show import preview_json, print_report, print_request, segment_text
+from sender.cli.canary import sample_text
 from sender.cli.live import duration, exclusions
 from sender.cli.live import watch as watch_live
 from sender.cli.output import console, error_console, print_json
@@ -44,6 +45,7 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
                     "rate": plan.rate,
                     "seconds": rehearsal.seconds,
                     "send_at": plan.send_at,
+                    "canary": plan.canary.to_json() if plan.canary else None,
                     "request": preview_json(rehearsal.preview),
                 }
             )
@@ -55,6 +57,7 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
             count=rehearsal.count,
             rate=plan.rate,
             send_at=plan.send_at,
+            canary=plan.canary.to_json() if plan.canary else None,
             preview=rehearsal.preview,
         )
         if dry_run:
@@ -82,6 +85,7 @@ def release(sender: Sender, key: str, *, at: str | None, dry_run: bool, yes: boo
             count=count,
             rate=row.rate,
             send_at=send_at or row.send_at,
+            canary=report.canary,
             preview=preview,
         )
         if dry_run:
@@ -132,6 +136,7 @@ def _show(
     count: AudienceCount,
     rate: float | None,
     send_at: datetime | None,
+    canary: Mapping[str, Any] | None,
     preview: Preview,
 ) -> None:
     seconds = None if rate is None else count.total / rate
@@ -143,6 +148,7 @@ def _show(
         ("left out", exclusions(count.excluded) or "nobody"),
         ("rate", "unlimited" if rate is None else f"{rate:,g} pushes a second"),
         ("start", f"{send_at:%Y-%m-%d %H:%M:%S %Z}" if send_at else "now"),
+        *([("canary", f"{sample_text(canary)} first{', then it waits' if canary['hold'] else ''}")] if canary else []),
         ("takes", "as long as APNs does" if seconds is None else f"about {duration(seconds)} at that rate"),
     ]
     for name, text in lines:

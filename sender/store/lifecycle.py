@@ -41,6 +41,7 @@ SET state = 'running', state_reason = NULL, state_actor = 'system', epoch = epoc
     low_batch_id = (SELECT coalesce(max(id), 0) FROM {s}.batches),
     cut_limit = (SELECT coalesce(max(id), 0) FROM {s}.devices),
     audience_estimate = %(estimate)s, exclusions = %(exclusions)s::jsonb,
+    rate = CASE WHEN over > 0 THEN greatest(%(estimate)s / over, 0.001) ELSE rate END,
     canary = coalesce(%(canary)s::jsonb, canary),
     canary_state = CASE WHEN %(canary)s::jsonb IS NOT NULL THEN 'sending' WHEN canary IS NOT NULL THEN 'passed' END
 WHERE id = %(id)s AND state = ANY(%(from)s) AND (now() AT TIME ZONE 'UTC')::date = %(today)s
