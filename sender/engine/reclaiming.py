@@ -51,7 +51,7 @@ class HeartbeatWatch:
         with database.transaction() as transaction:
             claimed = batches.claimed(transaction)
         now = lease_clock()
-        passed, self._last = min(now - self._last, lease * LOOK_SHARE), now
+        passed, self._last = max(0.0, min(now - self._last, lease * LOOK_SHARE)), now
         before, self._seen = self._seen, {}
         for batch_id, owner, beats in claimed:
             known = before.get(batch_id)

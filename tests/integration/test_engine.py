@@ -370,7 +370,7 @@ def test_a_claim_whose_heartbeat_stands_still_is_taken_back(engine: Engine, monk
         claim = batches.claim(transaction, engine.queue.pop(0))
     assert claim is not None
     clock = [1000.0]
-    monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
+    monkeypatch.setattr("sender.engine.reclaiming.lease_clock", lambda: clock[0])
     monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND (now() - pg_post")[0])
     for _ in range(3):
         engine.sweep()
@@ -391,7 +391,7 @@ def test_a_claim_that_beats_is_never_taken_back(engine: Engine, monkeypatch: pyt
         claim = batches.claim(transaction, engine.queue.pop(0))
     assert claim is not None
     clock = [1000.0]
-    monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
+    monkeypatch.setattr("sender.engine.reclaiming.lease_clock", lambda: clock[0])
     monkeypatch.setattr("sender.store.batches._RECLAIM", batches._RECLAIM.split("  AND (now() - pg_post")[0])
     with engine.runtime.leases.hold(claim):
         for _ in range(8):
