@@ -42,7 +42,8 @@ class RecentDelivery:
     attempts: int
 
 
-#: The ledger is looked at by its primary key: the newest campaigns of the devices' apps, times the devices.
+#: The ledger is looked at by its primary key: the newest campaigns of the devices' apps, times the devices. The LIMIT
+#: keeps PostgreSQL from joining all of it.
 _DELIVERIES = """
 SELECT l.at, k.key AS campaign, a.bundle_id AS app, d.token, l.outcome, l.status, l.reason, l.attempts
 FROM {s}.devices d
@@ -51,7 +52,10 @@ CROSS JOIN LATERAL (
     SELECT c.id, c.key, c.started_on FROM {s}.campaigns c
     WHERE c.app_id = d.app_id AND c.started_on IS NOT NULL ORDER BY c.id DESC LIMIT %(campaigns)s
 ) k
-JOIN {s}.deliveries l ON l.campaign_started_on = k.started_on AND l.campaign_id = k.id AND l.device_id = d.id
+CROSS JOIN LATERAL (
+    SELECT at, outcome, status, reason, attempts FROM {s}.deliveries
+    WHERE campaign_started_on = k.started_on AND campaign_id = k.id AND device_id = d.id LIMIT 1
+) l
 WHERE d.id = ANY(%(devices)s::bigint[])
 ORDER BY l.at DESC LIMIT %(most)s
 """
