@@ -80,6 +80,10 @@ class ApnsClient:
         """See `PushClient.revive`."""
         self._pool.revive()
 
+    async def connected(self) -> None:
+        """Wait until there is a connection to issue on, or none can be had."""
+        await self._pool.connected()
+
     async def renew(self) -> None:
         """Have the next pushes go out on new connections; those in flight are answered on the old ones."""
         self._pool.renew("renewed")

@@ -45,6 +45,12 @@ class Clients:
         self._used[ref] = asyncio.get_running_loop().time()
         return client
 
+    async def connected(self, ref: CredentialRef) -> None:
+        """Wait until there is a connection for this credential, or none can be had. Raises `SenderError`."""
+        client = self.get(ref)
+        if isinstance(client, ApnsClient):
+            await client.connected()
+
     async def renew(self, ref: CredentialRef) -> None:
         """Have the next pushes with this credential go out on new connections."""
         for client in self._of(ref.identity):

@@ -116,6 +116,14 @@ class WirePool(APNsBaseConnectionPool):
             self._waiters.append(waiter)
             await waiter
 
+    async def connected(self) -> None:
+        """Wait until there is a connection; returns at once while it cannot connect."""
+        while not self.closing and not self.down and not any(wire.accepting for wire in self.connections):
+            self._grow(wanted=True)
+            waiter = self.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
     @property
     def down(self) -> bool:
         """It could not connect several times in a row, and has no connection."""

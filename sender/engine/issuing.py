@@ -82,6 +82,8 @@ def _issue_group(
     """Issue pushes of one environment, as many at a time as there is leave for."""
     credential, breakers = plan.credentials[environment], runtime.breakers
     trial = 0 if first else len(left)  # pushes that the slow start lets out
+    if lease.limits() and not breakers.shuts(credential.identity):
+        runtime.connect(credential)
     while left and not breakers.rests(credential.identity):
         if not trial:
             room = runtime.guard.leave(runtime.database, lease, environment, len(left))

@@ -109,6 +109,15 @@ class Runtime:
         """Have the answers of a batch count for or against its credentials (by environment)."""
         self.watcher.note({name: ref.identity for name, ref in credentials.items()}, targets, answers)
 
+    def connect(self, credential: CredentialRef) -> None:
+        """Wait until there is a connection to issue on, or none can be had: what waits for one after its grant would
+        go out in a burst."""
+        try:
+            waiting = self._loop.submit(self._clients.connected(credential))
+            waiting.result(timeout=self.settings.apns_connect_timeout)
+        except (SenderError, TimeoutError) as error:  # the push itself will say so
+            log.debug("no_connection_yet", credential=credential.identity, error=type(error).__name__)
+
     def renew_connections(self, credentials: Collection[CredentialRef]) -> None:
         """Have the next pushes with these credentials go out on new connections."""
         for credential in credentials:

@@ -70,6 +70,9 @@ class ScriptedClients:
             return self.sandbox
         return self.client
 
+    async def connected(self, credential: CredentialRef) -> None:
+        pass
+
     async def renew(self, credential: CredentialRef) -> None:
         self.renewed += 1
 

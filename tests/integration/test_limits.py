@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sender.engine.pacing import limits_of, take_grant
+from sender.engine.pacing import Leave, limits_of, take_grant
 from sender.policy.pace import lateness
 from sender.store.database import Database
 from sender.store.limits import Limit, take
@@ -96,7 +96,7 @@ def test_a_stop_ends_the_waiting(database: Database) -> None:
     stopped = threading.Event()
     assert take_grant(database, lambda: limits, 1, stopped).pushes == 1
     threading.Timer(0.2, stopped.set).start()
-    assert take_grant(database, lambda: limits, 1, stopped).pushes == 0
+    assert take_grant(database, lambda: limits, 1, stopped, patience=60.0) == Leave(pushes=0)
 
 
 def test_a_lifted_limit_lets_a_waiting_worker_go(database: Database) -> None:
@@ -104,7 +104,7 @@ def test_a_lifted_limit_lets_a_waiting_worker_go(database: Database) -> None:
     stopped = threading.Event()
     assert take_grant(database, lambda: current[0], 1, stopped).pushes == 1
     threading.Timer(0.2, lambda: current.__setitem__(0, [])).start()
-    assert take_grant(database, lambda: current[0], 7, stopped).pushes == 7
+    assert take_grant(database, lambda: current[0], 7, stopped, patience=60.0).pushes == 7
 
 
 @pytest.mark.parametrize(
