@@ -357,6 +357,7 @@ class Trial(Table, table=True):
     probed: int = _column(sa.BigInteger, server_default="0")  # BadDeviceTokens that were tried in the other environment
     moved: int = _column(sa.BigInteger, server_default="0")  # devices that were accepted there
     judged_at: datetime | None = _column(TIMESTAMP, nullable=True)  # when it left the trial
+    resumed: bool = _column(sa.Boolean, server_default=sa.false())  # by a person, after a trip
 
 
 class Reservation(Table, table=True):

@@ -71,6 +71,7 @@ def upgrade() -> None:
             probed BIGINT DEFAULT '0' NOT NULL,
             moved BIGINT DEFAULT '0' NOT NULL,
             judged_at TIMESTAMP WITH TIME ZONE,
+            resumed BOOLEAN DEFAULT false NOT NULL,
             CONSTRAINT trials_pkey PRIMARY KEY (campaign_id, environment),
             CONSTRAINT trials_campaign_id_fkey FOREIGN KEY(campaign_id) REFERENCES campaigns (id) ON DELETE CASCADE
         )
