@@ -1,6 +1,8 @@
 """`make bench`: measure the clients alone and whole campaigns side by side, and print tables in Markdown.
 
     python -m tests.bench [--quick] [--rounds N] [--only PART …] [--json FILE]
+    python -m tests.bench --only cut --devices 10000000
+    python -m tests.bench --only queries
 
 Everything runs on loopback in a temporary directory and is stopped and removed at the end. Progress goes to standard
 error, tables to standard output. What must be shown is printed as met or not met; nothing fails.
@@ -22,14 +24,17 @@ from typing import Any
 from sender.errors import SenderError
 from sender.settings import Settings
 from sender.simulator import Scenario, Shares
-from tests.bench import report, servers
+from tests.bench import asking, cutting, report, servers
 from tests.bench.campaigns import FULL, QUICK, Bench
+from tests.bench.history import FEW, MANY
 from tests.bench.places import a_place
 from tests.bench.results import Rejections, Results
 from tests.bench.senders import SenderFailedError, find_senders, send_rejected
 from tests.bench.stack import CampaignStuckError
 
 PARTS = ("clients", "rejections", "batches", "answers", "devices", "single")
+#: Only when they are asked for: they are about the size of tables, and fill some.
+ASKED = ("cut", "queries")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "answers": bench.by_answers,
             "devices": bench.by_devices,
             "single": bench.single_pushes,
+            "cut": lambda: results.cuts.extend(cutting.measure(place, given.devices, _say)),
+            "queries": lambda: results.asked.extend(asking.measure(place, FEW if given.quick else MANY, _say)),
         }
         for part in parts:
             _measure(part, steps[part])
@@ -132,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small counts, one round: about two minutes")
     parser.add_argument("--rounds", type=_positive, help=f"rounds of everything; {FULL.rounds} when left out")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of: {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS + ASKED, metavar="PART", help=f"of: {', '.join(PARTS + ASKED)}"
+    )
+    parser.add_argument("--devices", type=_positive, default=1_000_000, help="of `cut`; 1,000,000 when left out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     return parser
 

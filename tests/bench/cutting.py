@@ -9,19 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
+
+import psutil
 
 from sender.audience import Segment
 from sender.client import Sender
-from sender.engine.fanout import MOST_CUT, MOST_OPEN, RESERVED, WINDOW
+from sender.engine.fanout import MOST_CUT, MOST_OPEN, WINDOW
 from sender.engine.tick import tick
 from sender.settings import Settings
+from sender.stack.account import forget_homes
 from sender.stack.datadir import DataDirectory
 from sender.stack.postgres import Postgres
-from sender.store import cut, publishing
+from sender.store import cut
 from sender.store.database import Database
 from sender.store.migrate import migrate
 from tests.bench.filling import add_devices
+from tests.bench.measure import cpu_seconds
 from tests.bench.places import KEY_ID, TEAM_ID, Place
 from tests.bench.programs.job import MESSAGE
 
@@ -35,12 +38,26 @@ SEGMENTS = {
     "1 % by percentage": Segment.percentage(1, seed="bench"),
 }
 
-_DONE = "UPDATE {s}.batches SET state = 'done' WHERE campaign_id = %s AND state <> 'done'"
+_DONE = """
+WITH done AS (
+    UPDATE {s}.batches b SET state = 'done' FROM {s}.campaigns c
+    WHERE c.id = %(campaign)s AND b.campaign_id = c.id AND b.id > c.low_batch_id RETURNING b.id
+) UPDATE {s}.campaigns SET low_batch_id = coalesce((SELECT max(id) FROM done), low_batch_id) WHERE id = %(campaign)s
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One transaction of the fan-out: devices that it cut, its time, and CPU of it and of its PostgreSQL backend."""
+
+    devices: int
+    seconds: float
+    cpu: float  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One audience that was cut: microseconds a device in the first, the middle and the last tenth of its devices."""
+    """One audience that was cut: CPU microseconds a device in the first, the middle and the last tenth of its steps."""
 
     segment: str
     devices: int  # in the table
@@ -81,63 +98,69 @@ def cut_one(database: Database, sender: Sender, name: str, segment: Segment, dev
     sender.campaigns.enqueue(APP, key=key, payload=payload, audience=segment, rate=None)
     tick(database)
     campaign_id = sender.campaigns.load(key).id
-    steps: list[tuple[int, float]] = []
+    steps: list[Step] = []
     finished = False
     while not finished:
-        started = time.perf_counter()
-        count, finished = _step(database, campaign_id)
-        steps.append((count, time.perf_counter() - started))
+        step, finished = _step(database, campaign_id)
+        steps.append(step)
         with database.transaction() as transaction:
-            transaction.execute(_DONE, (campaign_id,))
+            transaction.execute(_DONE, {"campaign": campaign_id})
     sender.campaigns.cancel(key)
     return _figures(name, devices, steps)
 
 
-def _step(database: Database, campaign_id: int) -> tuple[int, bool]:
+def _step(database: Database, campaign_id: int) -> tuple[Step, bool]:
+    started = time.perf_counter()
     with database.transaction() as transaction:
+        backend = psutil.Process(transaction.connection.info.backend_pid)
+        before = cpu_seconds(backend) + time.process_time()
         cutting = cut.hold(transaction, campaign_id, installation_rate=None)
         assert cutting is not None
-        publishing.look(
-            transaction, campaign_id=campaign_id, app_id=cutting.app_id, low=cutting.low_batch_id, seconds=RESERVED
-        )
         batches = min(MOST_OPEN, MOST_CUT // cutting.batch_size)
         count, finished = cut.cut(transaction, cutting, size=cutting.batch_size, batches=batches, window=WINDOW)
-        publishing.take(transaction, campaign_id, cutting.low_batch_id, most=MOST_OPEN)
-    return count, finished
+    cpu = cpu_seconds(backend) + time.process_time() - before
+    return Step(devices=count, seconds=time.perf_counter() - started, cpu=cpu), finished
 
 
-def _figures(name: str, devices: int, steps: list[tuple[int, float]]) -> Cut:
+def _figures(name: str, devices: int, steps: list[Step]) -> Cut:
     tenth = max(1, len(steps) // 10)
-    middle = len(steps) // 2
+    middle = (len(steps) - tenth) // 2
 
-    def cost(some: list[tuple[int, float]]) -> float:
-        return median(seconds / max(count, 1) for count, seconds in some) * 1e6
+    def cost(some: list[Step]) -> float:
+        return sum(step.cpu for step in some) / max(sum(step.devices for step in some), 1) * 1e6
 
     return Cut(
         segment=name,
         devices=devices,
-        audience=sum(count for count, _ in steps),
+        audience=sum(step.devices for step in steps),
         steps=len(steps),
-        seconds=sum(seconds for _, seconds in steps),
+        seconds=sum(step.seconds for step in steps),
         beginning=cost(steps[:tenth]),
         middle=cost(steps[middle : middle + tenth]),
-        end=cost(steps[-1 - tenth : -1] or steps),  # the last step has what is left
-        longest=max(seconds for _, seconds in steps),
+        end=cost(steps[-tenth:]),
+        longest=max(step.seconds for step in steps),
     )
 
 
 @contextmanager
 def _database(place: Place) -> Iterator[tuple[Database, Sender]]:
-    """A PostgreSQL of its own, durable as always, with an empty schema."""
-    data = DataDirectory(place.directory / "cut")
+    with a_postgres(place, "cut") as url:
+        database = Database(url, schema=SCHEMA, pool_size=1)
+        settings = Settings(database_url=url, database_schema=SCHEMA, data_dir=place.directory)
+        with contextlib.closing(database), Sender(settings=settings) as sender:
+            yield database, sender
+
+
+@contextmanager
+def a_postgres(place: Place, name: str) -> Iterator[str]:
+    """A PostgreSQL of its own, durable as always, with an empty schema: its URL."""
+    data = DataDirectory(place.directory / name)
     data.create()
     server = Postgres(data)
     server.start()
     try:
         migrate(server.url, SCHEMA)
-        database = Database(server.url, schema=SCHEMA, pool_size=2)
-        settings = Settings(database_url=server.url, database_schema=SCHEMA, data_dir=data.path)
-        with contextlib.closing(database), Sender(settings=settings) as sender:
-            yield database, sender
+        yield server.url
     finally:
         server.stop(now=True)
+        forget_homes(data)

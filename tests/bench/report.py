@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+from tests.bench.asking import Asked
+from tests.bench.cutting import Cut
 from tests.bench.measure import MEGABYTE, median_of
 from tests.bench.results import ClientRounds, Rejections, Results, percentile, spread
 from tests.bench.senders import H2LOAD, NODE, OURS, STOCK
@@ -54,6 +56,10 @@ def tables(results: Results) -> Iterator[str]:
         yield f"### End to end, by devices, with one worker (APNs: {results.campaign_server})\n"
         yield from _runs((), [((), runs) for _, runs in sorted(results.scale.items())])
     yield from _memory(results)
+    if results.cuts:
+        yield from _cuts(results.cuts)
+    if results.asked:
+        yield from _asked(results.asked)
     if results.singles:
         yield from _singles([1000 * seconds for seconds in results.singles])
 
@@ -172,6 +178,36 @@ def _runs(names: Sequence[str], found: Sequence[tuple[tuple[str, ...], list[Run]
         )
     costs_of = ("(APNs)" if kind == "APNs" else kind for kind in kinds)
     yield from _table((*names, "devices", "pushes/s", "slowest–fastest", "CPU µs a push", *costs_of), rows)
+
+
+def _cuts(found: Sequence[Cut]) -> Iterator[str]:
+    yield f"### Cutting an audience of {found[0].devices:,} devices\n"
+    heads = ("segment", "audience", "transactions", "longest", "beginning", "middle", "end", "dearest to cheapest")
+    rows = [
+        (
+            each.segment,
+            f"{each.audience:,}",
+            str(each.steps),
+            f"{each.longest * 1000:.0f} ms",
+            *(f"{cost:.1f} µs" for cost in (each.beginning, each.middle, each.end)),
+            f"{each.spread:.2f}",
+        )
+        for each in found
+    ]
+    yield from _table(heads, rows)
+
+
+def _asked(found: Sequence[Asked]) -> Iterator[str]:
+    yield "### What commands ask of a large installation\n"
+    rows = [
+        (
+            each.question,
+            f"{each.milliseconds:.0f} ms",
+            ", ".join(f"{table} {count:,}" for table, count in each.rows.items() if count),
+        )
+        for each in found
+    ]
+    yield from _table(("question", "takes", "rows looked at"), rows)
 
 
 def _memory(results: Results) -> Iterator[str]:

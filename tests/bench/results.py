@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from tests.bench.asking import Asked
+from tests.bench.cutting import Cut
 from tests.bench.measure import Sample
 from tests.bench.stack import Run
 
@@ -54,6 +56,8 @@ class Results:
     growth: Growth | None = None
     singles: list[float] = field(default_factory=list)  # seconds from enqueue to APNs
     peaks: dict[str, int] = field(default_factory=dict)  # bytes by kind of process
+    cuts: list[Cut] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     campaign_server: str = ""  # what stood for APNs in batches and scale
     default_batch_size: int = 0
 
