@@ -18,7 +18,7 @@ import structlog
 from sender.engine.leases import Lease
 from sender.engine.pacing import PATIENCE, Leave
 from sender.policy.diagnosis import diagnose
-from sender.policy.guard import Counts, Thresholds, Trip, Window, assess, in_doubt, may_be_suspicious
+from sender.policy.guard import Counts, Thresholds, Trip, Window, assess, in_doubt, least_of, may_be_suspicious
 from sender.policy.states import TrialState
 from sender.settings import Settings
 from sender.store import baselines, evidence, lifecycle, trials
@@ -74,11 +74,11 @@ class Guard:
         self.thresholds = thresholds
         self._stop = stop
         self._lock = threading.Lock()
-        self._trusted: OrderedDict[tuple[int, str, int], None] = OrderedDict()
+        self._trusted: OrderedDict[tuple[int, str, int], bool] = OrderedDict()
         self._seen: dict[tuple[int, str], _Seen] = {}
         self._history: dict[int, dict[str, Counts]] = {}  # by app and environment: not written yet
         self._usual: dict[int, tuple[float, dict[str, Counts]]] = {}
-        self._asking = threading.Lock()
+        self._asking: set[tuple[int, str, int]] = set()
 
     # --- slow start -------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Guard:
                 return Leave(pushes=wanted)
             room = self._ask(database, lease.claim, environment, wanted)
             if room is not None and room.state is TrialState.TRUSTED:
-                self._trust(lease.claim, environment)
+                self._trust(lease.claim, environment, resumed=room.resumed)
                 continue
             if room is not None and room.pushes:
                 return Leave(pushes=room.pushes)
@@ -111,19 +111,23 @@ class Guard:
         return _key(claim, environment) in self._trusted
 
     def _ask(self, database: Database, claim: Claim, environment: str, wanted: int) -> trials.Room | None:
-        """One thread of the process asks at a time; None for the others."""
-        if not self._asking.acquire(blocking=False):
-            return None
+        """One thread of the process asks for a campaign at a time; None for the others."""
+        key = _key(claim, environment)
+        with self._lock:
+            if key in self._asking:
+                return None
+            self._asking.add(key)
         try:
             with database.transaction() as transaction:
                 return trials.reserve(transaction, claim, environment, wanted=wanted, most=self.thresholds.outstanding)
         finally:
-            self._asking.release()
+            with self._lock:
+                self._asking.discard(key)
 
-    def _trust(self, claim: Claim, environment: str) -> None:
+    def _trust(self, claim: Claim, environment: str, *, resumed: bool) -> None:
         with self._lock:
             self._seen.pop((claim.campaign.id, environment), None)  # of before a resume
-            self._trusted[_key(claim, environment)] = None
+            self._trusted[_key(claim, environment)] = resumed
             while len(self._trusted) > REMEMBERED:
                 self._trusted.popitem(last=False)
 
@@ -158,13 +162,14 @@ class Guard:
     def _judge_trial(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
         trial = trials.add(transaction, claim, environment, tally.counts, probed=tally.probed)
         if trial.state is TrialState.TRUSTED:
-            self._trust(claim, environment)
+            self._trust(claim, environment, resumed=trial.resumed)
             return Ruling.APPLY
         if trial.state is TrialState.TRIPPED:
             self._stop(claim.campaign.id)
             return Ruling.DROP
         usual = baselines.load(transaction, claim.campaign.app_id).get(environment)
-        trip = assess(trial.counts, usual, self.thresholds)
+        least = least_of(claim.campaign.audience, self.thresholds)
+        trip = assess(trial.counts, usual, self.thresholds, least=least, gone_allowed=trial.resumed)
         if trip is not None:
             self._trip(transaction, claim, environment, trip, tally)
             return Ruling.DROP
@@ -186,11 +191,12 @@ class Guard:
                 seen.staged = False
             return Ruling.APPLY
         usual = self._usual_of(transaction, campaign.app_id).get(environment)
-        trip = assess(total, usual, self.thresholds)
+        resumed = self._trusted.get(_key(claim, environment), False)
+        trip = assess(total, usual, self.thresholds, gone_allowed=resumed)
         if trip is not None:
             self._trip(transaction, claim, environment, trip, tally)
             return Ruling.DROP
-        if recent is not None and in_doubt(recent, usual, self.thresholds):
+        if recent is not None and not resumed and in_doubt(recent, usual, self.thresholds):
             seen.staged = True
             return Ruling.STAGE
         return Ruling.APPLY

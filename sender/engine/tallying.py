@@ -17,9 +17,11 @@ def tally(plan: Plan, answers: Sequence[Answer | None]) -> dict[str, Tally]:
     """Count the answers of a plan. Answers that say nothing of the token (429, 5xx, none) are left out, and so are
     refusals of tokens that are in quarantine already: they are what was expected."""
     if answers.count(ACCEPTED) == len(answers) and not plan.moves:
-        return {environment: Tally(counts=Counts(accepted=len(places))) for environment, places in plan.groups}
+        return {
+            environment: Tally(counts=Counts(accepted=len(places))) for environment, places in plan.groups if places
+        }
     moved = Counter(move.stored for move in plan.moves)
-    found = {environment: _count(plan, answers, places) for environment, places in plan.groups}
+    found = {environment: _count(plan, answers, places) for environment, places in plan.groups if places}
     for environment, each in found.items():
         each.counts += Counts(moved=moved[environment])
         each.probed = plan.probed.get(environment, 0)
@@ -27,11 +29,12 @@ def tally(plan: Plan, answers: Sequence[Answer | None]) -> dict[str, Tally]:
 
 
 def _count(plan: Plan, answers: Sequence[Answer | None], places: Sequence[int]) -> Tally:
-    accepted = bad_token = wrong_topic = gone = 0
+    others = [at for at in places if answers[at] is not ACCEPTED]
+    accepted, bad_token, wrong_topic, gone = len(places) - len(others), 0, 0, 0
     refused = []
-    for at in places:
+    for at in others:
         answer = answers[at]
-        if answer is ACCEPTED or type(answer) is Accepted:
+        if type(answer) is Accepted:
             accepted += 1
         elif type(answer) is Rejected and plan.targets[at].state != _QUARANTINED:
             if answer.status == 410:

@@ -75,7 +75,7 @@ def _likely(trip: Trip, evidence: Evidence) -> tuple[Cause, str, str]:
             return (
                 Cause.OLD_TOKENS,
                 "far more tokens are gone than is usual, as in a table that was not sent to for a long time",
-                f"If that is so, go on with {_resume(evidence)}.",
+                f"If that is so, go on with {_resume(evidence)}: 410s do not stop it again.",
             )
 
 
@@ -125,7 +125,7 @@ def _wrong_topic(evidence: Evidence) -> tuple[Cause, str, str]:
 
 def _mend_tokens(evidence: Evidence) -> str:
     there = _other(evidence.environment)
-    mend = f"Import these tokens again with `--environment {there}`"
+    mend = f"Import these tokens again as tokens of {there} (`--environment {there}` where the file does not say)"
     if evidence.both and not evidence.healing:
         mend += f", or have them tried there and moved by `sender apps heal {evidence.bundle_id} on`"
     return (

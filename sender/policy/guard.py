@@ -63,8 +63,9 @@ class Thresholds:
     most_share: float = 0.6  # … but never more than this
     gone_share: float = 0.6  # of 410s, and `times` the usual share as well
     history: int = 300  # answers that make a share usual
-    few: int = 10  # answers from which a tiny audience is judged, and …
-    few_share: float = 0.9  # … the share of one and the same refusal that trips it
+    few: int = 10  # answers from which an audience that is too small for a share is judged, …
+    some: int = 50  # … or the beginning of a larger one, and …
+    few_share: float = 0.9  # … the share of one and the same refusal that trips it then
 
 
 class Sign(StrEnum):
@@ -93,18 +94,39 @@ class Trip:
         }[self.sign]
 
 
-def assess(window: Counts, usual: Counts | None, thresholds: Thresholds) -> Trip | None:
-    """Judge a window of answers against what is usual for the app in that environment (None: never seen)."""
+def assess(
+    window: Counts,
+    usual: Counts | None,
+    thresholds: Thresholds,
+    *,
+    least: int | None = None,
+    gone_allowed: bool = False,
+) -> Trip | None:
+    """Judge a window of answers against what is usual for the app in that environment (None: never seen).
+
+    `least`: answers from which it trips when nearly all are one refusal (None: only shares count). `gone_allowed`: a
+    person went on after a trip, so that 410s are no news.
+    """
     known = usual if usual is not None and usual.judged >= thresholds.history else None
     judged, sign = window.judged, _worse(window)
     if judged >= thresholds.judged:
         if window.refused >= refused_limit(known, thresholds) * judged:
             return Trip(sign=sign, window=window, usual=None if known is None else known.refused / known.judged)
-        if known is not None and _too_many_gone(window, known, thresholds):
+        if known is not None and not gone_allowed and _too_many_gone(window, known, thresholds):
             return Trip(sign=Sign.GONE, window=window, usual=known.gone / known.judged)
-    elif judged >= thresholds.few and max(window.bad_token, window.wrong_topic) >= thresholds.few_share * judged:
+    elif (
+        least is not None
+        and judged >= least
+        and max(window.bad_token, window.wrong_topic) >= thresholds.few_share * judged
+    ):
         return Trip(sign=sign, window=window, usual=None if known is None else known.refused / known.judged)
     return None
+
+
+def least_of(audience: int | None, thresholds: Thresholds) -> int:
+    """From how many answers a start is judged by nearly all of them: the oldest tokens of a large table are often
+    those of its developers."""
+    return thresholds.few if audience is not None and audience <= thresholds.judged else thresholds.some
 
 
 def refused_limit(usual: Counts | None, thresholds: Thresholds) -> float:
@@ -152,6 +174,8 @@ class Window:
 
     def add(self, counts: Counts) -> Counts:
         """Put answers in; returns those that are too old now."""
+        if not counts.judged:
+            return Counts()
         self._lumps.append(counts)
         self.total += counts
         old = Counts()

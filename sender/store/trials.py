@@ -27,6 +27,7 @@ class Trial:
     state: TrialState
     counts: Counts
     probed: int
+    resumed: bool  # by a person, after a trip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,17 @@ class Room:
     """What a claim may issue of a trial. `held`: whether the claim has pushes of it outstanding already."""
 
     state: TrialState
-    pushes: int
-    held: bool
+    pushes: int = 0
+    held: bool = False
+    resumed: bool = False
 
 
 _OPEN = "INSERT INTO {s}.trials (campaign_id, environment) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 
-_LOCK = "SELECT state FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE"
+#: A worker that stands still with the lock must not hold up those that only ask.
+_LOCK = """
+SELECT state, resumed FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
+"""
 
 #: Under the lock, and a statement of its own, so that it sees what the last holder of the lock reserved.
 _RESERVE = """
@@ -74,7 +79,7 @@ ON CONFLICT (campaign_id, environment) DO UPDATE SET
     judged = t.judged + excluded.judged, accepted = t.accepted + excluded.accepted,
     bad_token = t.bad_token + excluded.bad_token, wrong_topic = t.wrong_topic + excluded.wrong_topic,
     gone = t.gone + excluded.gone, probed = t.probed + excluded.probed, moved = t.moved + excluded.moved
-RETURNING campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed
+RETURNING campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed, resumed
 """
 
 _PROBED = """
@@ -90,18 +95,14 @@ WHERE campaign_id = %(campaign)s AND environment = %(environment)s AND state = A
 """
 
 _ANEW = """
-UPDATE {s}.trials SET state = 'trial', judged_at = NULL, judged = 0, accepted = 0, bad_token = 0, wrong_topic = 0,
-    gone = 0, probed = 0, moved = 0
-WHERE campaign_id = (SELECT id FROM {s}.campaigns WHERE key = %s) AND state = 'tripped'
-"""
-
-_TRUST_AT_ONCE = """
-UPDATE {s}.trials SET state = 'trusted', judged_at = now()
+UPDATE {s}.trials SET state = 'trial', resumed = true, judged_at = NULL, judged = 0, accepted = 0,
+    bad_token = 0, wrong_topic = 0, gone = 0, probed = 0, moved = 0
 WHERE campaign_id = (SELECT id FROM {s}.campaigns WHERE key = %s) AND state = 'tripped'
 """
 
 _COLUMNS = """
-t.campaign_id, t.environment, t.state, t.accepted, t.bad_token, t.wrong_topic, t.gone, t.moved, t.probed
+t.campaign_id, t.environment, t.state, t.accepted, t.bad_token, t.wrong_topic, t.gone, t.moved, t.probed,
+t.resumed
 """
 
 _OF = f"SELECT {_COLUMNS} FROM {{s}}.trials t WHERE t.campaign_id = %s"
@@ -138,12 +139,14 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
     What a claim reserved is void when the claim is: it is counted with its batch, so that a dead worker leaks nothing.
     """
     campaign_id = claim.campaign.id
-    state = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
-    if state is None:
+    found = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
+    if found is None:
         transaction.execute(_OPEN, (campaign_id, environment))
-        state = transaction.execute(_LOCK, (campaign_id, environment)).fetchone() or (TrialState.TRIAL,)
-    if state[0] != TrialState.TRIAL:
-        return Room(state=TrialState(state[0]), pushes=0, held=False)
+        found = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
+    if found is None:  # somebody else is at it
+        return Room(state=TrialState.TRIAL)
+    if found[0] != TrialState.TRIAL:
+        return Room(state=TrialState(found[0]), resumed=found[1])
     values = {
         "campaign": campaign_id,
         "environment": environment,
@@ -202,11 +205,6 @@ def begin_anew(transaction: Transaction, key: str) -> None:
     """A person resumes a campaign: where the guard tripped it starts slowly again. To be called before the campaign's
     row is locked."""
     transaction.execute(_ANEW, (key,))
-
-
-def trust_at_once(transaction: Transaction, key: str) -> None:
-    """A person resumes a campaign and knows that its answers are right; see `begin_anew`."""
-    transaction.execute(_TRUST_AT_ONCE, (key,))
 
 
 def of(transaction: Transaction, campaign_id: int) -> dict[str, Trial]:
@@ -270,8 +268,13 @@ def _move(transaction: Transaction, campaign_id: int, environment: str, target: 
 
 
 def _trial(row: Sequence[Any]) -> Trial:
-    campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed = row
+    campaign_id, environment, state, accepted, bad_token, wrong_topic, gone, moved, probed, resumed = row
     counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)
     return Trial(
-        campaign_id=campaign_id, environment=environment, state=TrialState(state), counts=counts, probed=probed
+        campaign_id=campaign_id,
+        environment=environment,
+        state=TrialState(state),
+        counts=counts,
+        probed=probed,
+        resumed=resumed,
     )

@@ -164,7 +164,7 @@ def test_a_tiny_audience_and_a_slow_rate_are_judged_by_their_first_results(stack
     stack.simulator.control.set_scenario(Scenario(seed=1, token_environment=Environment.SANDBOX))
     report = start(stack, "slow", "slow", rate=20).wait(timeout=60)
     assert report.state == "paused"
-    assert report.rejected < 60
+    assert report.rejected <= 100
     import_devices(stack, cli, "tiny", 15)
     assert start(stack, "tiny", "tiny").wait(timeout=60).state == "paused"
     assert count(stack, "state", "tiny") == {"quarantined": 15}

@@ -381,6 +381,55 @@ def test_a_person_who_resumes_a_tripped_campaign_starts_it_slowly_again(engine: 
     assert engine.outcomes() == {"rejected": 1000, "sent": 2000}
 
 
+def test_410s_do_not_stop_a_campaign_again_that_a_person_resumed(engine: Engine) -> None:
+    remember(engine, accepted=9500, gone=500)
+    engine.add_devices(6000, registered_at=EARLIER)
+    engine.answer(lambda push: GONE)
+    engine.enqueue()
+    engine.run(rounds=3)
+    assert engine.report().state == "paused"
+    assert "410s do not stop it again" in engine.report().state_reason
+    assert engine.states() == {"active": 6000}
+    engine.sender.campaigns.resume("hello")
+    engine.run()
+    assert engine.report().state == "completed"
+    assert engine.states() == {"active": 500, "invalid": 5500}  # the 500 of before were dropped
+
+
+def test_a_worker_that_stands_still_with_a_trial_does_not_hold_up_those_that_ask(engine: Engine) -> None:
+    engine.add_devices(2000)
+    engine.enqueue()
+    engine.start()
+    with engine.database.transaction() as transaction:
+        claim = batches.claim(transaction, engine.queue[-1])
+        assert claim is not None
+        assert trials.reserve(transaction, claim, "production", wanted=1, most=500).pushes == 1
+    with engine.database.transaction() as transaction:
+        transaction.execute("SELECT FROM {s}.trials FOR UPDATE")
+        with engine.database.transaction() as other:
+            other.execute("SET LOCAL lock_timeout = '5s'")
+            assert trials.reserve(other, claim, "production", wanted=1, most=500).pushes == 0
+
+
+def test_the_oldest_devices_of_a_large_audience_may_be_refused(engine: Engine) -> None:
+    engine.add_devices(1000)
+    engine.answer(lambda push: BAD_TOKEN if number(push) <= 30 else ACCEPTED)
+    engine.enqueue(batch_size=10)
+    engine.run()
+    assert engine.report().state == "completed"
+
+
+def test_a_campaign_that_expired_costs_the_guard_nothing(engine: Engine) -> None:
+    engine.add_devices(600)
+    engine.enqueue()
+    engine.start()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET expiration = now() - interval '1 second'")
+    engine.run()
+    assert engine.outcomes() == {"expired": 600}
+    assert engine.rows("SELECT FROM {s}.trials") == []
+
+
 def test_a_worker_forgets_its_trust_when_a_campaign_is_resumed(engine: Engine) -> None:
     engine.add_devices(8000)
     engine.answer(lambda push: ACCEPTED if number(push) <= 3000 else BAD_TOKEN)

@@ -18,6 +18,7 @@ from sender.policy.guard import (
     Window,
     assess,
     in_doubt,
+    least_of,
     may_be_suspicious,
     refused_limit,
 )
@@ -55,13 +56,13 @@ def test_an_ordinary_list_never_trips_it(seed: int, dead: float, bad: float, bat
         window.add(found)
         trial += found
         assert assess(window.total, usual, RULES) is None
-        assert assess(trial, usual, RULES) is None
+        assert assess(trial, usual, RULES, least=RULES.few) is None
         assert not in_doubt(window.recent(), usual, RULES) or window.recent().gone >= 0.6 * RULES.few
 
 
 @given(window=counts, usual=counts)
 def test_less_than_the_threshold_never_trips_it(window: Counts, usual: Counts) -> None:
-    trip = assess(window, usual, RULES)
+    trip = assess(window, usual, RULES, least=RULES.few)
     if window.judged < RULES.few:
         assert trip is None
     if window.refused < RULES.share * window.judged and window.gone < RULES.gone_share * window.judged:
@@ -70,7 +71,7 @@ def test_less_than_the_threshold_never_trips_it(window: Counts, usual: Counts) -
 
 @given(window=counts, usual=st.none() | counts)
 def test_nothing_trips_that_was_not_worth_a_look_at_what_is_usual(window: Counts, usual: Counts | None) -> None:
-    if assess(window, usual, RULES) is not None:
+    if assess(window, usual, RULES, least=RULES.few) is not None:
         assert may_be_suspicious(window, RULES)
 
 
@@ -96,7 +97,7 @@ def test_a_table_that_is_as_bad_as_usual_trips_nothing_below_the_cap(window: Cou
     ],
 )
 def test_refused_tokens_trip_it(window: Counts, sign: Sign) -> None:
-    trip = assess(window, None, RULES)
+    trip = assess(window, None, RULES, least=RULES.few)
     assert trip is not None
     assert (trip.sign, trip.usual) == (sign, None)
 
@@ -112,7 +113,7 @@ def test_refused_tokens_trip_it(window: Counts, sign: Sign) -> None:
     ],
 )
 def test_fewer_do_not(window: Counts) -> None:
-    assert assess(window, None, RULES) is None
+    assert assess(window, None, RULES, least=RULES.few) is None
 
 
 @given(st.floats(0, 1))
@@ -124,10 +125,20 @@ def test_the_limit_follows_the_usual_share_between_its_bounds(share: float) -> N
         assert limit == pytest.approx(5 * share)
 
 
+def test_the_beginning_of_a_large_audience_is_judged_by_more_than_a_tiny_audience() -> None:
+    assert least_of(40, RULES) == RULES.few
+    assert least_of(None, RULES) == least_of(100_000, RULES) == RULES.some
+    oldest = Counts(bad_token=30)  # the developers' own devices, say
+    assert assess(oldest, None, RULES, least=RULES.some) is None
+    assert assess(oldest + oldest, None, RULES, least=RULES.some) is not None
+    assert assess(oldest + oldest, None, RULES) is None  # in the middle only shares count
+
+
 def test_410s_trip_it_far_above_what_is_usual() -> None:
     usual = Counts(accepted=900, gone=100)
     assert assess(Counts(gone=180, accepted=120), usual, RULES) is not None
     assert assess(Counts(gone=179, accepted=121), usual, RULES) is None
+    assert assess(Counts(gone=300), usual, RULES, gone_allowed=True) is None  # a person said so
     assert assess(Counts(gone=300), Counts(accepted=790, gone=210), RULES) is None  # not five times
     assert assess(Counts(gone=299), usual, RULES) is None  # too few
 
