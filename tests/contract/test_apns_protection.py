@@ -99,7 +99,7 @@ def test_clean_goaways_before_the_first_answer_hold_nothing_up(there: Bench, sim
     health = there.run(test)
     assert health.counts["goaways"] >= 8
     assert health.counts["goaway_errors"] == 0
-    assert health.counts["failures"] == 0
+    assert health.counts.get("failures", 0) == 0
     assert health.failures_in_a_row == 0
 
 
