@@ -60,7 +60,7 @@ def tail(log: Path, since: int = 0, lines: int = 15) -> str:
     """The last lines of a log that were written after a length."""
     try:
         with log.open("rb") as file:
-            file.seek(since)
+            file.seek(since if since <= size(log) else 0)  # it was put aside and begun anew
             text = file.read()[-64_000:].decode("utf-8", "replace")
     except OSError:
         return ""

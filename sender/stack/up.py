@@ -27,6 +27,7 @@ from sender.stack.commands import Command, Role, beat_command, check_extras, flo
 from sender.stack.datadir import DataDirectory
 from sender.stack.flower import Flower, choose_flower
 from sender.stack.launch import end_stranger
+from sender.stack.logs import Logs
 from sender.stack.postgres import CONNECTIONS, Postgres
 from sender.stack.signals import Stopped, StopSignals
 from sender.stack.valkey import Valkey
@@ -80,6 +81,7 @@ class Stack:
         self._say = say
         self._servers: list[Postgres | Valkey] = []
         self._children = Children(data)
+        self._logs = Logs(data)
         self._flower: Flower | None = None
 
     def start(self) -> None:
@@ -106,6 +108,7 @@ class Stack:
         while not self._signals.count:
             self._signals.sleep(LOOK_EVERY)
             self._tend()
+            self._logs.tend()
 
     def stop(self) -> None:
         """Drain the processes, then stop the servers; at once when a second signal comes."""
