@@ -8,8 +8,8 @@ from typing import Any
 
 from sender.cli.live import exclusions, render
 from sender.cli.output import console, print_json
+from sender.cli.tables import counted, table
 from sender.cli.tables import print_table as print_listing
-from sender.cli.tables import table
 from sender.preview import Preview
 from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
@@ -23,6 +23,8 @@ def print_report(report: Report, *, as_json: bool) -> None:
     console.print(render(report))
     details = {
         "left out": exclusions(report.excluded),
+        "re-tested": report.retested
+        and f"{counted(report.retested, 'device')} out of quarantine, as part of the audience",
         "expiration": report.expiration and f"{report.expiration:%Y-%m-%d %H:%M:%S %Z}",
         "created": f"{report.created_at:%Y-%m-%d %H:%M:%S %Z}",
         "started": report.started_at and f"{report.started_at:%Y-%m-%d %H:%M:%S %Z}",

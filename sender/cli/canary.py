@@ -7,7 +7,7 @@ from typing import Any
 
 from sender.canary import Canary
 from sender.policy.canary import percent
-from sender.policy.states import CanaryState
+from sender.policy.states import CampaignState, CanaryState
 from sender.store.reports import Report
 
 
@@ -16,7 +16,10 @@ def canary_text(report: Report) -> str:
     if report.canary is None:
         return ""
     sample, result = sample_text(report.canary), report.canary.get("result", "")
+    resumed = report.state is CampaignState.RUNNING
     match report.canary_state:
+        case CanaryState.WAITING | CanaryState.STOPPED if resumed:
+            return "canary: resumed by a person: the rest follows"
         case CanaryState.SENDING:
             return f"canary: {sample} first; the rest waits for its results"
         case CanaryState.WAITING:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sender import Canary, Segment
+from sender.cli.canary import canary_text
 from sender.client import Sender
 from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.settings import Settings
@@ -80,8 +81,11 @@ def test_a_held_canary_waits_for_a_person_and_goes_on_with_the_rest(engine: Engi
     report = until_paused(engine)
     assert (report.sent, report.pending, report.canary_state, report.held) == (50, 450, "waiting", True)
     assert report.audience_is_estimate
+    assert canary_text(report) == "canary: waits for a person: 50 of 50 answers of the sample were accepted"
     engine.sender.campaigns.resume("hello")
+    assert canary_text(engine.report()) == "canary: resumed by a person: the rest follows"
     engine.run()
+    assert canary_text(engine.report()).startswith("canary: passed: 50 of 50")
     assert engine.report().sent == 500
     assert set(engine.received.values()) == {1}
 
