@@ -64,6 +64,10 @@ chaos: $(STAMP) ## campaigns under faults: ROUNDS=20 SEED=1 DELIVERY=both DEVICE
 	@$(BIN)/python -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) --delivery $(DELIVERY) --devices $(DEVICES) \
 		--faults $(FAULTS) $(if $(filter no,$(SHOWS)),--no-shows,--shows)
 
+.PHONY: soak
+soak: $(STAMP) ## a million devices through the whole stack: memory and connections must stay flat
+	@$(BIN)/python -m tests.bench.soak
+
 .PHONY: hooks
 hooks: $(STAMP) ## run the linters before every commit (pre-commit)
 	@$(BIN)/pre-commit install

@@ -128,9 +128,9 @@ class Stack:
 
     def worker_processes(self) -> list[psutil.Process]:
         """The campaign workers."""
-        return [process for kind, process in self._processes() if kind == "worker"]
+        return [process for kind, process in self.processes() if kind == "worker"]
 
-    def _processes(self) -> list[tuple[str, psutil.Process]]:
+    def processes(self) -> list[tuple[str, psutil.Process]]:
         found = [("APNs", psutil.Process(server.pid)) for server in self.servers]
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -139,12 +139,12 @@ class Stack:
 
     def _cpu(self) -> dict[str, float]:
         spent: dict[str, float] = {}
-        for kind, process in self._processes():
+        for kind, process in self.processes():
             spent[kind] = spent.get(kind, 0.0) + cpu_seconds(process)
         return spent
 
     def _look_at_memory(self) -> None:
-        for kind, process in self._processes():
+        for kind, process in self.processes():
             self.peaks[kind] = max(self.peaks.get(kind, 0), peak_memory(process.pid))
 
 
