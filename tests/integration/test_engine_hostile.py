@@ -194,7 +194,7 @@ def test_an_open_transaction_of_the_application_does_not_still_the_heartbeats(en
     engine.add_devices(40)
     engine.enqueue(batch_size=20)
     engine.start()
-    engine.answer(lambda push: Rejected(status=410, reason="Unregistered"))
+    engine.answer(lambda push: Rejected(status=429, reason="TooManyRequests"))  # its row of `devices` is written
     first, other = engine.queue
     claim = claim_of(engine, other)
     with engine.database.transaction() as application:
