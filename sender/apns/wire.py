@@ -297,7 +297,7 @@ class Wire(APNsTLSClientProtocol):
             self._break(f"protocol error: {error}")
             return
         self._schedule_flush()
-        if self.watcher is not None and self.accepting:
+        if self.watcher is not None and (self.accepting or self.answered):
             self.watcher.wire_room(self)
 
     def pause_writing(self) -> None:
@@ -350,10 +350,10 @@ class Wire(APNsTLSClientProtocol):
         except NGH2Error as error:
             self._break(f"protocol error: {error}")
             return
-        if self.watcher is not None and (self.room or (self.answered and not self.accepting)):
-            self.watcher.wire_room(self)
         if not self.accepting and not self._streams:
             self.close()
+        elif self.watcher is not None and self.room:
+            self.watcher.wire_room(self)
 
     def _submit(self) -> None:
         """Turn queued slots into requests, as far as the peer's limits and its connection window allow."""
