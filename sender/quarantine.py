@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sender.errors import InvalidInputError, NotFoundError
 from sender.model import Actor
@@ -55,7 +55,7 @@ def leave(
     if bool(tokens) == (campaign is not None):
         raise InvalidInputError("quarantine", ["say which devices: tokens, or a campaign; one of the two"])
     with services.database.transaction() as transaction:
-        which = _which(transaction, tokens, campaign=campaign, app=app)
+        which = replace(_which(transaction, tokens, campaign=campaign, app=app), until=store.now(transaction))
         if dry_run:
             return sum(store.count_by_reason(transaction, which).values())
     out: Leave = store.confirm if confirmed else store.release

@@ -17,6 +17,8 @@ def canary_text(report: Report) -> str:
         return ""
     sample, result = sample_text(report.canary), report.canary.get("result", "")
     resumed = report.state is CampaignState.RUNNING
+    if report.finished and report.canary_state != CanaryState.PASSED:
+        return f"canary: {sample}; it had not passed when the campaign ended"
     match report.canary_state:
         case CanaryState.WAITING | CanaryState.STOPPED if resumed:
             return "canary: resumed by a person: the rest follows"

@@ -9,7 +9,7 @@ from sender.policy.canary import is_ready, weigh
 from sender.policy.states import CampaignState, CanaryState
 from sender.store import canaries
 from sender.store.canaries import OpenCanary
-from sender.store.database import Database, Transaction
+from sender.store.database import Database, Transaction, is_outage
 
 log = structlog.get_logger()
 
@@ -19,10 +19,16 @@ def advance(database: Database) -> None:
     with database.transaction() as transaction:
         found = canaries.open_canaries(transaction)
     for canary in found:
-        with database.transaction() as transaction:
-            moved = _advance(transaction, canary)
-        if moved:
-            log.info("canary_moved", campaign=canary.key, state=moved[0].value, result=moved[1])
+        try:
+            with database.transaction() as transaction:
+                moved = _advance(transaction, canary)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log.exception("canary_failed", campaign=canary.key)  # it must not keep the sweep from the others
+        else:
+            if moved:
+                log.info("canary_moved", campaign=canary.key, state=moved[0].value, result=moved[1])
 
 
 def _advance(transaction: Transaction, canary: OpenCanary) -> tuple[CanaryState, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Share of the sample's answers with one reason above which the campaign stops, when no threshold names the reason...
 DEFAULT_THRESHOLD = 0.10
@@ -27,6 +27,7 @@ class Sample:
     final: int
     answered: int  # of these, with an answer of APNs, or none where one was due: sent, rejected, unknown, failed
     reasons: Mapping[str, int]  # of the answered that were not accepted
+    waiting: Mapping[str, int] = field(default_factory=dict)  # reason -> devices that wait for another attempt
 
     @property
     def accepted(self) -> int:
@@ -48,24 +49,30 @@ def is_ready(sample: Sample) -> bool:
 
 
 def weigh(sample: Sample, thresholds: Mapping[str, float]) -> Weighed:
-    """Compare each reason's share of the answers with its threshold."""
-    over = [words for reason in sorted(sample.reasons) if (words := _over(sample, reason, thresholds))]
+    """Compare each reason's share of the answers with its threshold.
+
+    What waits for another attempt has had an answer too, but counts only where a threshold names its reason.
+    """
+    reasons = sorted({*sample.reasons, *(reason for reason in sample.waiting if reason in thresholds)})
+    over = [words for reason in reasons if (words := _over(sample, reason, thresholds))]
     figures = f"{sample.accepted:,} of {sample.answered:,} answers of the sample were accepted"
     return Weighed(passed=not over, words="; ".join(over) if over else figures)
 
 
 def _over(sample: Sample, reason: str, thresholds: Mapping[str, float]) -> str:
     """The figures of a reason that is over its threshold; empty when it is not."""
-    count = sample.reasons[reason]
+    count, answers = sample.reasons.get(reason, 0), sample.answered
     allowed = thresholds.get(reason)
-    if allowed is None:
-        if reason in HARMLESS or count < DEFAULT_LEAST:
-            return ""
+    if allowed is not None:
+        count, answers = count + sample.waiting.get(reason, 0), answers + sum(sample.waiting.values())
+    elif reason in HARMLESS or count < DEFAULT_LEAST:
+        return ""
+    else:
         allowed = DEFAULT_THRESHOLD
-    share = count / sample.answered
+    share = count / answers
     if share <= allowed:
         return ""
-    return f"{reason} {count:,} of {sample.answered:,} answers ({percent(share)}), at most {percent(allowed)} allowed"
+    return f"{reason} {count:,} of {answers:,} answers ({percent(share)}), at most {percent(allowed)} allowed"
 
 
 def percent(share: float) -> str:

@@ -70,6 +70,8 @@ FROM {s}.batches WHERE campaign_id = %(campaign)s
 UNION ALL
 SELECT outcome, reason, count(*) FROM {s}.deliveries
 WHERE campaign_started_on = %(day)s AND campaign_id = %(campaign)s AND outcome <> 'sent' GROUP BY outcome, reason
+UNION ALL
+SELECT 'waiting', reason, count(*) FROM {s}.retries WHERE campaign_id = %(campaign)s GROUP BY reason
 """
 
 _MOVE = """
@@ -161,14 +163,18 @@ def sample(transaction: Transaction, canary: OpenCanary) -> Sample:
     """How far the sample has come."""
     final = answered = 0
     reasons: dict[str, int] = {}
+    waiting: dict[str, int] = {}
     for outcome, reason, count in transaction.execute(_FIGURES, {"campaign": canary.id, "day": canary.started_on}):
+        if outcome == "waiting":
+            waiting[reason] = count
+            continue
         final += count
         if outcome in _ANSWERED:
             answered += count
             if outcome != Outcome.SENT:
                 name = reason or outcome
                 reasons[name] = reasons.get(name, 0) + count
-    return Sample(size=canary.cut_devices, final=final, answered=answered, reasons=reasons)
+    return Sample(size=canary.cut_devices, final=final, answered=answered, reasons=reasons, waiting=waiting)
 
 
 def let_pass(transaction: Transaction, canary: OpenCanary, result: str | None = None) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import psycopg
+
 from sender.model import Actor, ChangeKind
 from sender.policy.forgetting import is_only_for, with_key, without_user
 from sender.store import changelog
@@ -138,7 +140,11 @@ def _forget_in_imports(transaction: Transaction, external_id: str, user_id: int 
     values = {"user": external_id, "user_id": user_id, "tokens": tokens}
     for table, columns in transaction.execute(_IMPORTS, (transaction.schema,)).fetchall():
         which = " OR ".join(text for column, text in conditions.items() if column in columns)
-        removed += transaction.execute(f"DELETE FROM {{s}}.{table} WHERE {which}", values).rowcount
+        try:
+            with transaction.connection.transaction():  # a savepoint: the import may end, and drop its tables, just now
+                removed += transaction.execute(f"DELETE FROM {{s}}.{table} WHERE {which}", values).rowcount
+        except psycopg.errors.UndefinedTable:
+            continue
     return removed
 
 

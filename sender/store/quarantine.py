@@ -46,11 +46,18 @@ class Which:
     app_id: int | None = None
     campaign_id: int | None = None
     reason: str | None = None
+    until: datetime | None = None  # in it since then or longer: what comes in meanwhile is not meant
 
     def params(self) -> dict[str, object]:
         """For the statements' conditions."""
         ids = None if self.device_ids is None else list(self.device_ids)
-        return {"ids": ids, "app": self.app_id, "campaign": self.campaign_id, "reason": self.reason}
+        return {
+            "ids": ids,
+            "app": self.app_id,
+            "campaign": self.campaign_id,
+            "reason": self.reason,
+            "until": self.until,
+        }
 
     def conditions(self) -> str:
         """The part of WHERE on `devices d`."""
@@ -67,6 +74,7 @@ _CONDITIONS = {
     "app_id": "d.app_id = %(app)s",
     "campaign_id": "d.state_campaign_id = %(campaign)s",
     "reason": "d.state_reason = %(reason)s",
+    "until": "d.state_changed_at <= %(until)s",
 }
 
 
@@ -81,6 +89,13 @@ def listed(transaction: Transaction, which: Which, *, limit: int) -> list[Quaran
     """
     rows = transaction.rows(statement, {**which.params(), "limit": limit})
     return [Quarantined(**{**row, "environment": Environment(row["environment"])}) for row in rows]
+
+
+def now(transaction: Transaction) -> datetime:
+    """The database's clock."""
+    (moment,) = transaction.execute("SELECT clock_timestamp()").fetchone() or (None,)
+    assert isinstance(moment, datetime)  # noqa: S101 - a SELECT without FROM has a row
+    return moment
 
 
 def count_by_reason(transaction: Transaction, which: Which) -> dict[str, int]:

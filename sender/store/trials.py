@@ -122,8 +122,10 @@ WHERE t.state = 'trial' AND c.finished_at IS NULL
 
 _STAGE = """
 INSERT INTO {s}.staged (campaign_id, environment, device_id, token, registered_at, gone_at, reason, apns_id)
-SELECT %(campaign)s, * FROM unnest(%(environments)s::text[], %(ids)s::bigint[], %(tokens)s::text[],
+SELECT %(campaign)s, h.* FROM unnest(%(environments)s::text[], %(ids)s::bigint[], %(tokens)s::text[],
     %(registered)s::timestamptz[], %(gone)s::timestamptz[], %(reasons)s::text[], %(apns_ids)s::uuid[])
+    AS h (environment, device_id, token, registered_at, gone_at, reason, apns_id)
+WHERE EXISTS (SELECT FROM {s}.devices d WHERE d.id = h.device_id) -- whoever was forgotten meanwhile stays so
 ON CONFLICT DO NOTHING
 """
 

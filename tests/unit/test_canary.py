@@ -70,6 +70,13 @@ def test_a_threshold_that_was_stated_holds_from_the_first_device_on() -> None:
     assert verdict.words == "BadDeviceToken 1 of 50 answers (2 %), at most 1 % allowed"
 
 
+def test_what_waits_counts_where_a_threshold_names_its_reason() -> None:
+    throttled = Sample(size=100, final=80, answered=80, reasons={}, waiting={"TooManyRequests": 20})
+    assert weigh(throttled, {}).passed
+    assert weigh(throttled, {"TooManyRequests": 0.2}).passed
+    assert not weigh(throttled, {"TooManyRequests": 0.19}).passed
+
+
 def test_what_waits_does_not_hold_a_sample_up_but_an_outage_is_no_result() -> None:
     assert is_ready(Sample(size=100, final=50, answered=50, reasons={}))
     assert not is_ready(Sample(size=100, final=49, answered=49, reasons={}))
