@@ -20,6 +20,9 @@ from sender.errors import ConfigurationError
 #: Written by `sender up` into the data directory while it runs: {"pid", "database_url", "broker_url", ...}, mode 0600.
 SERVERS_FILE = "servers.json"
 
+#: Held by `sender up` in its data directory, for as long as it lives.
+LOCK_FILE = "lock"
+
 
 class Settings(BaseSettings):
     """Every setting, by its environment variable: `rate` is SENDER_RATE. URLs are secret: they may hold passwords."""
@@ -177,12 +180,33 @@ def unknown_variables() -> list[str]:
 
 
 def running_servers(data_dir: Path) -> dict[str, Any]:
-    """What a live `sender up` wrote into its data directory; empty when there is none."""
-    try:
-        written: dict[str, Any] = json.loads((data_dir / SERVERS_FILE).read_text())
-        os.kill(int(written["pid"]), 0)
-    except PermissionError:
-        return written if "written" in locals() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    """What a live `sender up` wrote into its data directory; empty when there is none.
+
+    It lives if it holds the directory's lock: the system takes that from it however it ends, and no other process that
+    has its number by now is taken for it.
+    """
+    if not is_locked(data_dir / LOCK_FILE):
         return {}
-    return written
+    try:
+        written = json.loads((data_dir / SERVERS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) and isinstance(written.get("pid"), int) else {}
+
+
+def is_locked(file: Path) -> bool:
+    """Whether another open file holds an exclusive lock on this one. (Where there are no such locks, nothing does.)"""
+    try:
+        import fcntl
+
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

@@ -127,6 +127,8 @@ def outcomes(report: Report) -> Table:
         table.add_row(f"  {reason}", f"{count:,}", explain(reason)[0])
     for reason, count in report.retrying_by_reason.items():
         table.add_row(f"  {reason}, waits", f"{count:,}", explain(reason)[0])
+    for error, count in report.errors.items():
+        table.add_row("  our own error", f"{count:,}", f"in batches: {error}")
     return table
 
 

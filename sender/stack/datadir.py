@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sender.errors import ConfigurationError, ConflictError
+from sender.settings import LOCK_FILE
 
 SECRETS_FILE = "secrets.json"
-LOCK_FILE = "lock"
 LOG_LIMIT = 20 * 1024 * 1024  # bytes; a longer log is put aside (one generation) when its process starts
 
 
@@ -70,7 +72,7 @@ class DataDirectory:
             raise self._refusal(error) from None
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(descriptor)
             except BlockingIOError:
                 owner = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
                 raise ConflictError(
@@ -128,3 +130,13 @@ class DataDirectory:
             f"cannot use the data directory {self.path} ({error.strerror}: {error.filename}): it must be writable and "
             "its files must be yours; choose another one with --data-dir or SENDER_DATA_DIR"
         )
+
+
+def _take(descriptor: int) -> None:
+    """Lock a file for ourselves; not at the first try when somebody only looks whether it is locked. Raises
+    `BlockingIOError`."""
+    for pause in (0.01, 0.05, 0.1, 0.2, 0.2):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(pause)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from sender.model import TOPIC_SUFFIX, PushHeaders, PushType
+from sender.policy.outcomes import INTERNAL_ERROR
 from sender.policy.poison import FIRST_DELAY, LONGEST_DELAY, MOST_FAILURES, MOST_FAILURES_ALONE, STREWN
 from sender.store.database import Transaction
 
@@ -179,7 +180,12 @@ UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now()
 WHERE id = %(batch)s AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed'
 """
 
-_KEEP_ERROR = "UPDATE {s}.batches SET failed = failed + %s, error = coalesce(%s, error) WHERE id = %s"
+_KEEP_ERROR = """
+UPDATE {s}.batches SET failed = failed + %(unwritten)s, error = coalesce(%(error)s, error),
+    reasons = CASE WHEN %(unwritten)s = 0 THEN reasons ELSE reasons || jsonb_build_object(
+        %(reason)s::text, coalesce((reasons->>%(reason)s)::bigint, 0) + %(unwritten)s) END
+WHERE id = %(batch)s
+"""
 
 _CLAIMED = """
 SELECT b.id, b.owner, b.beats FROM {s}.batches b JOIN {s}.campaigns c ON c.id = b.campaign_id
@@ -296,7 +302,8 @@ def finish(transaction: Transaction, claim: Claim) -> bool:
 def keep_error(transaction: Transaction, claim: Claim, error: str | None, *, unwritten: int = 0) -> None:
     """Keep the last error of ours on a claim's deliveries; `unwritten`: those that the ledger does not take, which are
     counted as failed all the same."""
-    transaction.execute(_KEEP_ERROR, (unwritten, error, claim.batch_id))
+    values = {"unwritten": unwritten, "error": error, "reason": INTERNAL_ERROR, "batch": claim.batch_id}
+    transaction.execute(_KEEP_ERROR, values)
 
 
 def claimed(transaction: Transaction) -> list[tuple[int, UUID, int]]:

@@ -61,7 +61,17 @@ WITH made AS (
 _CLOSE = "UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now() WHERE id = %s AND state = 'open'"
 
 #: For what not even the ledger takes: the counts still add up.
-_COUNT_FAILED = "UPDATE {s}.batches SET failed = failed + 1 WHERE id = %s"
+_COUNT_FAILED = """
+UPDATE {s}.batches SET failed = failed + 1,
+    reasons = reasons || jsonb_build_object(%(reason)s::text, coalesce((reasons->>%(reason)s)::bigint, 0) + 1)
+WHERE id = %(batch)s
+"""
+
+_ERRORS = """
+SELECT b.error, count(*) FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id
+WHERE c.key = %s AND b.error IS NOT NULL AND (b.failed > 0 OR b.state <> 'done')
+GROUP BY b.error ORDER BY count(*) DESC, b.error LIMIT 5
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +111,15 @@ def write_off(transaction: Transaction, batch_id: int) -> Sentence | None:
     held = _hold(transaction, batch_id)
     if held is None or len(held[3]) > 1:
         return None
-    transaction.execute(_COUNT_FAILED, (batch_id,))
+    transaction.execute(_COUNT_FAILED, {"batch": batch_id, "reason": INTERNAL_ERROR})
     transaction.execute(_CLOSE, (batch_id,))
     return Sentence(campaign=held[1], devices=0, device_id=held[3][0], error=held[4])
+
+
+def errors(transaction: Transaction, campaign: str) -> dict[str, int]:
+    """The errors of our own that a campaign's open batches were last given back with, and those that deliveries failed
+    by: with the number of batches, the most frequent first."""
+    return dict(transaction.execute(_ERRORS, (campaign,)).fetchall())
 
 
 def _hold(transaction: Transaction, batch_id: int) -> tuple[int, str, date, list[int], str | None] | None:

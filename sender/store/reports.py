@@ -19,6 +19,7 @@ from sender.errors import NotFoundError
 from sender.policy.states import AppState, CampaignState
 from sender.store import apps, breakers
 from sender.store.breakers import Breaker
+from sender.store import poison
 from sender.store.database import Transaction
 from sender.store.segments import AudienceCount
 
@@ -70,6 +71,7 @@ class Report:
     in_flight: int
     by_reason: dict[str, int] = field(default_factory=dict)  # of the deliveries that are final
     retrying_by_reason: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)  # our own -> batches that wait for it, or failed by it
     excluded: dict[str, int] = field(default_factory=dict)  # cause -> devices of the segment that were left out
     push_type: str
     rate: float | None  # pushes a second; None: unlimited
@@ -83,6 +85,13 @@ class Report:
     now: datetime  # the moment, by the database's clock
     canary: dict[str, Any] | None = None  # what was asked for, and once known its sample's "size" and "result"
     canary_state: str | None = None  # policy.states.CanaryState; None before the start
+    over: float | None = None  # seconds that it was asked to be spread over
+    finish_by: datetime | None = None  # its own deadline: warned of, never enforced
+    app_rate: float | None = None  # pushes a second over all campaigns of the app; None: unlimited
+    rate_now: float | None = None  # answers a second over the last seconds; None while it does not run
+    rate_average: float | None = None  # answers a second since its start, pauses included
+    expected_finish: datetime | None = None  # at its rate, or at what was measured; None when neither is known
+    warnings: tuple[str, ...] = ()  # why it cannot finish in time
     retested: int = 0  # devices of the audience that were taken from quarantine
 
     credentials: tuple[Breaker, ...] = ()  # those of its app that rest or are slowed down, while it is not over
@@ -108,7 +117,8 @@ _REPORT = """
 SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
        a.state AS app_state, a.state_reason AS app_state_reason,
        c.push_type, c.rate, c.delivery, c.send_at, c.expires_in, c.expiration, c.created_at, c.started_at,
-       c.finished_at, clock_timestamp() AS now, c.exclusions AS excluded,
+       c.finished_at, c.over, c.finish_by, a.rate AS app_rate, w.seconds AS window,
+       clock_timestamp() AS now, c.exclusions AS excluded,
        c.canary - 'below' AS canary, c.canary_state, c.retested, c.audience_estimate, c.cut_devices,
        -- until a canary has passed, only its sample is cut
        c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed' AS cut_finished,
@@ -117,18 +127,23 @@ SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
        b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{}'::jsonb) AS by_reason
 FROM {s}.campaigns c
 JOIN {s}.apps a ON a.id = c.app_id
+CROSS JOIN LATERAL ( -- over which the speed is measured: the last seconds, and more of them at a slow rate
+    SELECT least(greatest(%(window)s, 10 / least(c.rate, a.rate)), 12 * %(window)s) AS seconds
+) w
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(sent), 0)::bigint AS sent, coalesce(sum(rejected), 0)::bigint AS rejected,
            coalesce(sum(skipped), 0)::bigint AS skipped, coalesce(sum(expired), 0)::bigint AS expired,
            coalesce(sum(unknown), 0)::bigint AS unknown, coalesce(sum(cancelled), 0)::bigint AS cancelled,
            coalesce(sum(failed), 0)::bigint AS failed,
            coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
-                    FILTER (WHERE state = 'claimed' AND kind <> 'retry'), 0)::bigint AS claimed
+                    FILTER (WHERE state = 'claimed' AND kind <> 'retry'), 0)::bigint AS claimed,
+           coalesce(sum(sent + rejected + unknown)
+                    FILTER (WHERE ended_at > clock_timestamp() - make_interval(secs => w.seconds)), 0)::bigint AS lately
     FROM (
-        SELECT size, state, kind, sent, rejected, skipped, expired, unknown, cancelled, failed
+        SELECT finished_at AS ended_at, size, state, kind, sent, rejected, skipped, expired, unknown, cancelled, failed
         FROM {s}.batches WHERE campaign_id = c.id AND c.totals IS NULL
         UNION ALL -- what retention has folded up
-        SELECT 0, 'done', 'first', t.sent, t.rejected, t.skipped, t.expired, t.unknown, t.cancelled, t.failed
+        SELECT NULL, 0, 'done', 'first', t.sent, t.rejected, t.skipped, t.expired, t.unknown, t.cancelled, t.failed
         FROM jsonb_to_record(c.totals) AS t(sent bigint, rejected bigint, skipped bigint, expired bigint,
                                             unknown bigint, cancelled bigint, failed bigint)
         WHERE c.totals IS NOT NULL
@@ -145,16 +160,19 @@ CROSS JOIN LATERAL (
           FROM {s}.batches, jsonb_each_text(reasons) AS each
           WHERE campaign_id = c.id AND c.totals IS NULL AND reasons <> '{}'::jsonb GROUP BY 1) AS counted
 ) reasons
-WHERE c.key = %s
+WHERE c.key = %(key)s
 """
+
+#: Seconds over which the speed of a campaign is measured.
+_WINDOW = 5.0
 
 
 def read(transaction: Transaction, key: str) -> Report:
     """The report of a campaign. Raises `NotFoundError`."""
-    row = transaction.row(_REPORT, (key,))
+    row = transaction.row(_REPORT, {"key": key, "window": _WINDOW})
     if row is None:
         raise NotFoundError("campaign", key, "see `sender campaigns list`")
-    report = settle(row)
+    report = replace(settle(row), errors=poison.errors(transaction, key))
     return report if report.finished else replace(report, credentials=_credentials(transaction, report.app))
 
 
@@ -176,6 +194,7 @@ def settle(row: Mapping[str, Any]) -> Report:
     estimate, cut = figures.pop("audience_estimate"), figures.pop("cut_devices")
     finished, whole = figures.pop("cut_finished"), figures.pop("cut_whole")
     claimed = figures.pop("claimed")
+    figures |= _speeds(state, figures, lately=figures.pop("lately"), window=figures.pop("window"))
     never_started = figures["started_at"] is None and figures["finished_at"] is not None
     known = whole or never_started or (finished and state not in _END_OF_REST)
     settled = sum(figures[name] for name in FINAL) + figures["retrying"]
@@ -190,3 +209,30 @@ def settle(row: Mapping[str, Any]) -> Report:
             figures["by_reason"] = {**figures["by_reason"], reason: figures["by_reason"].get(reason, 0) + rest}
     figures["by_reason"] = dict(sorted(figures["by_reason"].items(), key=lambda item: -item[1]))
     return Report(state=state, audience=audience, audience_is_estimate=not known, **figures)
+
+
+def _speeds(state: CampaignState, figures: Mapping[str, Any], *, lately: int, window: float) -> dict[str, float | None]:
+    """How fast the campaign is (`lately` answers in `window` seconds), and was on average."""
+    started_at, now = figures["started_at"], figures["now"]
+    if started_at is None:
+        return {}
+    ran = max((now - started_at).total_seconds(), 0.1)
+    lasted = max(((figures["finished_at"] or now) - started_at).total_seconds(), 0.1)
+    runs = state is CampaignState.RUNNING and figures["finished_at"] is None
+    return {
+        "rate_now": lately / min(window, ran) if runs else None,
+        "rate_average": (figures["sent"] + figures["rejected"] + figures["unknown"]) / lasted,
+    }
+
+
+def clock(transaction: Transaction) -> datetime:
+    """The time by the database's clock."""
+    (now,) = transaction.execute("SELECT clock_timestamp()").fetchone() or (None,)
+    assert isinstance(now, datetime)  # noqa: S101
+    return now
+
+
+def most_devices(transaction: Transaction) -> int:
+    """More devices than this no campaign can have: the highest id. Costs one look into an index."""
+    (most,) = transaction.execute("SELECT coalesce(max(id), 0) FROM {s}.devices").fetchone() or (0,)
+    return int(most)

@@ -78,6 +78,7 @@ def test_the_error_of_a_poisoned_device_is_kept_without_its_token(
     rounds(engine)
     errors = {error for (error,) in engine.rows("SELECT error FROM {s}.batches WHERE error IS NOT NULL")}
     assert errors == {f"ZeroDivisionError: poison in {POISON[:8]}…"}
+    assert engine.report().errors == {errors.pop(): 1}
 
 
 def test_a_poisoned_device_that_waits_for_a_retry_takes_no_other_retry_with_it(
@@ -347,6 +348,9 @@ def test_a_delivery_that_the_ledger_takes_in_no_way_is_counted_and_nothing_loops
     assert set(engine.received.values()) == {1}
     report = engine.report()
     assert (report.finished, report.sent, report.failed) == (True, 4, 1)
+    assert report.by_reason == {"InternalError": 1}
+    ((error, batches_with_it),) = report.errors.items()
+    assert error.startswith("CheckViolation: ") and batches_with_it == 1
 
 
 def test_a_poisoned_device_that_the_ledger_does_not_take_either_is_counted_as_failed(

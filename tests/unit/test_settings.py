@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from sender.errors import ConfigurationError
-from sender.settings import SERVERS_FILE, Settings, load_settings, running_servers
+from sender.settings import LOCK_FILE, SERVERS_FILE, Settings, load_settings, running_servers
+from sender.stack.datadir import DataDirectory
 
 PASSWORD = "hunter2-not-for-logs"
 
@@ -25,6 +30,14 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def write_servers(directory: Path, **content: object) -> None:
     directory.mkdir(exist_ok=True)
     (directory / SERVERS_FILE).write_text(json.dumps(content))
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[None]:
+    """A `sender up` that holds its data directory's lock, as another process would."""
+    with (directory / LOCK_FILE).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,28 +142,53 @@ def test_queues_carry_the_prefix() -> None:
 
 def test_the_servers_of_a_running_stack_are_found_in_its_data_directory(tmp_path: Path) -> None:
     write_servers(tmp_path / "d", pid=os.getpid(), database_url="postgresql:///a", broker_url="redis://b")
-    settings = load_settings(data_dir=tmp_path / "d")
+    with running(tmp_path / "d"):
+        settings = load_settings(data_dir=tmp_path / "d")
     assert settings.require_database_url() == "postgresql:///a"
     assert settings.require_broker_url() == "redis://b"
 
 
 def test_a_url_that_is_given_comes_before_that_of_a_running_stack(tmp_path: Path) -> None:
     write_servers(tmp_path / "d", pid=os.getpid(), database_url="postgresql:///a", broker_url="redis://b")
-    settings = load_settings(data_dir=tmp_path / "d", database_url="postgresql:///mine")
+    with running(tmp_path / "d"):
+        settings = load_settings(data_dir=tmp_path / "d", database_url="postgresql:///mine")
     assert settings.require_database_url() == "postgresql:///mine"
     assert settings.require_broker_url() == "redis://b"
 
 
-def test_the_servers_of_a_stack_that_died_are_not_believed(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    write_servers(tmp_path / "d", pid=child, database_url="postgresql:///a")
+def test_the_servers_of_a_stack_that_died_are_not_believed_though_its_number_lives(tmp_path: Path) -> None:
+    write_servers(tmp_path / "d", pid=os.getpid(), database_url="postgresql:///a")
     assert running_servers(tmp_path / "d") == {}
+    with running(tmp_path / "d"):
+        assert running_servers(tmp_path / "d")["database_url"] == "postgresql:///a"
+    assert (tmp_path / "d" / LOCK_FILE).exists()
+    assert running_servers(tmp_path / "d") == {}
+
+
+def test_looking_for_a_running_stack_does_not_keep_one_from_starting(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path / "d")
+    data.create()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            running_servers(data.path)
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(20):
+            with data.lock():
+                pass
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "x"}', '{"database_url": "postgresql:///a"}'])
 def test_a_damaged_servers_file_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / SERVERS_FILE).write_text(text)
-    assert running_servers(tmp_path) == {}
+    with running(tmp_path):
+        assert running_servers(tmp_path) == {}
