@@ -125,9 +125,10 @@ class Segment:
         return _read({"percentage": percent, "seed": seed})
 
     @staticmethod
-    def not_sent(key: str) -> Segment:
-        """Devices to which the campaign of that key was not sent (APNs accepted no push of it)."""
-        return _read({"not_sent": key})
+    def not_sent(key: str, *, or_unknown: bool = False) -> Segment:
+        """Devices to which the campaign of that key was not sent (APNs accepted no push of it); with `or_unknown`, nor
+        may have been sent: those whose push had no answer are left out too."""
+        return _read({"not_sent": key, "or_unknown": True} if or_unknown else {"not_sent": key})
 
     @staticmethod
     def from_json(document: Any) -> Segment:
@@ -227,9 +228,10 @@ class Percentage(Segment):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NotSent(Segment):
-    """Not reached by another campaign."""
+    """Not reached by another campaign; with `or_unknown`, surely not reached."""
 
     key: str
+    or_unknown: bool = False
 
     def campaign_keys(self) -> frozenset[str]:
         return frozenset({self.key})

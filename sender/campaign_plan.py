@@ -6,7 +6,7 @@ that a changed default does not make a repeat another campaign).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -56,6 +56,9 @@ class Plan:
     batch_size: int
     delivery: str
     canary: Canary | None
+    over: float | None  # seconds to spread it over: its start makes a rate of it
+    finish_by: datetime | None
+    exclude_sent: tuple[str, ...]  # campaigns whose devices are left out
     content: dict[str, Any]
 
 
@@ -76,6 +79,9 @@ def make_plan(
     priority: int | None,
     collapse_id: str | None,
     canary: Canary | None = None,
+    over: timedelta | float | None = None,
+    finish_by: datetime | None = None,
+    exclude_sent: Sequence[str] | str = (),
 ) -> Plan:
     """Check everything that needs no database. Raises `InvalidPayloadError`, `InvalidSegmentError` or
     `InvalidCampaignError`; the last when more than one of them would do, with all faults in it."""
@@ -96,13 +102,19 @@ def make_plan(
         errors.append(InvalidSegmentError("audience", [f"must be a Segment, not {type(audience).__name__}"]))
     lasting, expires_faults = check_duration("expires_in", expires_in)
     waiting, grace_faults = check_duration("grace", grace)
+    spread, over_faults = check_over(over)
+    excluded = (exclude_sent,) if isinstance(exclude_sent, str) else tuple(exclude_sent)
     faults = [
         *([] if isinstance(bundle_id, str) and bundle_id else ["the app's bundle id must be a text, not empty"]),
         *key_faults,
-        *_check_rate(rate),
+        *check_rate(rate),
+        *over_faults,
+        *(["rate and over exclude each other"] if over is not None and rate is not DEFAULT else []),
+        *check_moment("finish_by", finish_by),
+        *[f"exclude_sent: {fault}" for each in excluded for fault in check_key(each)],
         *expires_faults,
         *grace_faults,
-        *_check_send_at(send_at),
+        *check_moment("send_at", send_at),
         *_check_batch_size(batch_size),
         *(
             []
@@ -115,6 +127,8 @@ def make_plan(
         errors.append(InvalidCampaignError("campaign", faults))
     _refuse(errors)
     assert encoded is not None  # noqa: S101 - there was no error
+    for each in excluded:  # as sure as the campaign itself is asked to be
+        audience &= Segment.not_sent(each, or_unknown=delivery == "at_most_once")
     content = {
         "app": bundle_id,
         "payload": encoded.document,
@@ -131,18 +145,25 @@ def make_plan(
     }
     if canary is not None:  # named only when it is there: an older campaign of the same content stays the same
         content["canary"] = canary.to_json()
+    if spread is not None:
+        content["over"] = spread
+    if finish_by is not None:
+        content["finish_by"] = finish_by.astimezone(UTC).isoformat(timespec="microseconds")
     return Plan(
         bundle_id=bundle_id,
         key=key,
         encoded=encoded,
         audience=audience,
-        rate=settings.default_rate if isinstance(rate, Default) else rate,
+        rate=None if spread is not None else settings.default_rate if isinstance(rate, Default) else rate,
         expires_in=settings.expires_in if lasting is None else lasting,
         send_at=send_at,
         grace=settings.start_grace if waiting is None else waiting,
         batch_size=settings.batch_size if batch_size is None else batch_size,
         delivery=delivery,
         canary=canary,
+        over=spread,
+        finish_by=finish_by,
+        exclude_sent=excluded,
         content=content,
     )
 
@@ -168,23 +189,32 @@ def _refuse(errors: list[InvalidInputError]) -> None:
         raise InvalidCampaignError("campaign", faults)
 
 
-def _check_rate(rate: Any) -> list[str]:
+def check_rate(rate: Any) -> list[str]:
     if rate is None or isinstance(rate, Default):
         return []
     good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= FASTEST
     return [] if good else ["rate: must be more than 0 pushes a second; None lifts the limit"]
 
 
-def _check_send_at(send_at: Any) -> list[str]:
-    if send_at is None:
+def check_over(over: Any) -> tuple[float | None, list[str]]:
+    """The seconds to spread a campaign over (None when not given), and what is wrong with them."""
+    seconds, faults = check_duration("over", over)
+    if seconds is not None and seconds < 1:
+        return None, ["over: must be at least a second"]
+    return seconds, faults
+
+
+def check_moment(name: str, moment: Any) -> list[str]:
+    """What is wrong with a time that must be aware."""
+    if moment is None:
         return []
-    if not isinstance(send_at, datetime):
-        return [f"send_at: must be a datetime, not {type(send_at).__name__}"]
-    if send_at.tzinfo is None or send_at.utcoffset() is None:
+    if not isinstance(moment, datetime):
+        return [f"{name}: must be a datetime, not {type(moment).__name__}"]
+    if moment.tzinfo is None or moment.utcoffset() is None:
         return [
-            "send_at: has no time zone: pass an aware datetime, such as datetime(…, tzinfo=ZoneInfo('Europe/Paris'))"
+            f"{name}: has no time zone: pass an aware datetime, such as datetime(…, tzinfo=ZoneInfo('Europe/Paris'))"
         ]
-    return [] if _FIRST_YEAR <= send_at.year <= _LAST_YEAR else [f"send_at: {send_at.year} is no year to send in"]
+    return [] if _FIRST_YEAR <= moment.year <= _LAST_YEAR else [f"{name}: {moment.year} is no year to send in"]
 
 
 def _check_batch_size(size: Any) -> list[str]:

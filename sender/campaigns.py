@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sender.audience import Segment
-from sender.campaign_plan import DEFAULT, InvalidCampaignError, Plan, Rate, make_plan
+from sender.campaign_change import KEPT, Kept, apply_change, make_change
+from sender.campaign_plan import DEFAULT, Default, InvalidCampaignError, Plan, Rate, make_plan
 from sender.canary import Canary
-from sender.errors import ConflictError, NotFoundError, SenderError
-from sender.model import CredentialKind, PushType
+from sender.enqueueing import app_id_of, check, check_references, write
+from sender.errors import ConflictError, SenderError
+from sender.halting import wait_until_halted
+from sender.model import PushType
 from sender.payload import AUTO, Payload
 from sender.policy.states import CampaignState
 from sender.preview import Preview, Rehearsal, make_preview, rehearse
+from sender.prospects import foresee, foresee_enqueued
 from sender.services import Services
 from sender.store import campaigns as store
-from sender.store import references, reports, segments
-from sender.store.campaigns import CampaignRow, NewCampaign
-from sender.store.database import Transaction
+from sender.store import reports, segments
+from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
 from sender.store.segments import AudienceCount
 
@@ -41,9 +44,19 @@ class WaitTimeoutError(SenderError, TimeoutError):
 class Campaign:
     """A campaign by its key: a handle that looks things up when asked."""
 
-    def __init__(self, campaigns: Campaigns, row: CampaignRow) -> None:
+    def __init__(
+        self,
+        campaigns: Campaigns,
+        row: CampaignRow,
+        *,
+        warnings: Sequence[str] = (),
+        acknowledged: bool | None = None,
+    ) -> None:
         self._campaigns = campaigns
         self._row = row
+        self._warnings = tuple(warnings)
+        #: After `pause` and `cancel`: whether the workers have said in time that they issue nothing more of it.
+        self.acknowledged = acknowledged
 
     def __repr__(self) -> str:
         return f"Campaign(key={self.key!r}, state={self.state.value!r})"
@@ -70,7 +83,9 @@ class Campaign:
 
     def report(self) -> Report:
         """How far it has come."""
-        return self._campaigns.report(self.key)
+        report = self._campaigns.report(self.key)
+        self._warnings = report.warnings
+        return report
 
     def wait(self, timeout: float | None = None) -> Report:
         """Wait until it has finished, or is held until a person acts (`report.held`). `timeout` in seconds.
@@ -79,10 +94,14 @@ class Campaign:
         """
         return self._campaigns.wait(self.key, timeout=timeout)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why it cannot finish before it expires, or by its `finish_by`; of the enqueueing, then of the last report."""
+        return self._warnings
+
     def pause(self, reason: str | None = None) -> Campaign:
-        """Stop sending until `resume`."""
-        self._row = self._campaigns.pause(self.key, reason=reason)._row
-        return self
+        """Stop sending until `resume`; returns when the workers have stopped, or after a second (`acknowledged`)."""
+        return self._become(self._campaigns.pause(self.key, reason=reason))
 
     def resume(self) -> Campaign:
         """Go on where it was paused."""
@@ -91,7 +110,14 @@ class Campaign:
 
     def cancel(self, reason: str | None = None) -> Campaign:
         """End it for good."""
-        self._row = self._campaigns.cancel(self.key, reason=reason)._row
+        return self._become(self._campaigns.cancel(self.key, reason=reason))
+
+    def change(self, **changes: Any) -> Campaign:
+        """Change its rate, `over`, `finish_by` or `expires_in`; see `Campaigns.change`."""
+        return self._become(self._campaigns.change(self.key, **changes))
+
+    def _become(self, other: Campaign) -> Campaign:
+        self._row, self._warnings, self.acknowledged = other._row, other._warnings, other.acknowledged
         return self
 
 
@@ -118,6 +144,9 @@ class Campaigns:
         batch_size: int | None = None,
         delivery: str = "at_least_once",
         canary: Canary | None = None,
+        over: timedelta | float | None = None,
+        finish_by: datetime | None = None,
+        exclude_sent: Sequence[str] | str = (),
         draft: bool = False,
         connection: Any | None = None,
     ) -> Campaign:
@@ -126,6 +155,9 @@ class Campaigns:
         Idempotent by `key`: the same key and content gives the same campaign, other content a `ConflictError`.
         `rate`: pushes a second, None for no limit. `expires_in`: a timedelta or seconds from the start, 0 for one
         attempt and no storage; 30 days by default. `collapse_id`: derived from the key, None turns it off.
+        `over`: a timedelta or seconds to spread it over, in the place of a rate. `finish_by` (aware): when it should be
+        done; `Campaign.warnings` says when it cannot, nothing enforces it. `exclude_sent`: keys of ended campaigns;
+        whom they were sent to is left out, and of an at-most-once campaign also who may have got them.
         `canary`: a `Canary`, the sample that it is sent to first.
         `connection`: a psycopg 3 or SQLAlchemy connection whose transaction this joins.
 
@@ -147,12 +179,16 @@ class Campaigns:
             batch_size=batch_size,
             delivery=delivery,
             canary=canary,
+            over=over,
+            finish_by=finish_by,
+            exclude_sent=exclude_sent,
         )
         with self._services.database.within(connection) as transaction:
-            row = _write(transaction, plan, draft=draft)
+            row = write(transaction, plan, draft=draft)
+            warnings = foresee_enqueued(transaction, row, installation_rate=self._services.settings.rate)
         if row.state is CampaignState.SCHEDULED and connection is None:
             self._services.nudge()
-        return Campaign(self, row)
+        return Campaign(self, row, warnings=warnings)
 
     def _plan(
         self,
@@ -171,6 +207,9 @@ class Campaigns:
         batch_size: int | None = None,
         delivery: str = "at_least_once",
         canary: Canary | None = None,
+        over: timedelta | float | None = None,
+        finish_by: datetime | None = None,
+        exclude_sent: Sequence[str] | str = (),
     ) -> Plan:
         return make_plan(
             self._services.settings,
@@ -188,6 +227,9 @@ class Campaigns:
             batch_size=batch_size,
             delivery=delivery,
             canary=canary,
+            over=over,
+            finish_by=finish_by,
+            exclude_sent=exclude_sent,
         )
 
     def create_draft(self, bundle_id: str, *, key: str, payload: Payload | Mapping[str, Any], **rest: Any) -> Campaign:
@@ -201,7 +243,7 @@ class Campaigns:
         """
         plan = self._plan(bundle_id, key=key, payload=payload, **rest)
         with self._services.database.transaction() as transaction:
-            app_id = _check(transaction, plan)
+            app_id = check(transaction, plan)
             return rehearse(transaction, self._services.settings, plan, app_id)
 
     def send(self, key: str, *, send_at: datetime | None = None, actor: str = "application") -> Campaign:
@@ -239,8 +281,8 @@ class Campaigns:
                 count = segments.count_audience(
                     transaction, row.app_id, Segment.from_json(row.segment), PushType(row.push_type)
                 )
-                return reports.estimated(report, count)
-            return report
+                report = reports.estimated(report, count)
+        return foresee(report, installation_rate=self._services.settings.rate)
 
     show = report
 
@@ -261,9 +303,41 @@ class Campaigns:
             pause = min(pause * 1.3, _POLL_LONGEST)
 
     def pause(self, key: str, *, reason: str | None = None, actor: str = "application") -> Campaign:
-        """Stop sending until `resume`. Raises `TransitionError`, `NotFoundError`."""
+        """Stop sending until `resume`. Returns when the workers have noticed, or after a second: `acknowledged` says.
+
+        Raises `TransitionError`, `NotFoundError`.
+        """
         with self._services.database.transaction() as transaction:
-            return Campaign(self, store.pause(transaction, key, actor=actor, reason=reason))
+            row = store.pause(transaction, key, actor=actor, reason=reason)
+        return self._halted(row)
+
+    def _halted(self, row: CampaignRow) -> Campaign:
+        started = row.started_at is not None
+        stopped = not started or wait_until_halted(self._services.database, campaign_id=row.id)
+        return Campaign(self, row, acknowledged=stopped)
+
+    def change(
+        self,
+        key: str,
+        *,
+        rate: Rate | Literal[Kept.KEPT] = KEPT,
+        over: timedelta | float | None = None,
+        finish_by: datetime | Literal[Kept.KEPT] | None = KEPT,
+        expires_in: timedelta | float | None = None,
+    ) -> Campaign:
+        """Change the pace or the deadlines of a campaign that has not ended; workers follow within two seconds.
+
+        `rate`: pushes a second, None for no limit. `over`: spread what is left over this time from now on.
+        `finish_by`: another time to finish by, None for none. `expires_in`: seconds from its start, or a timedelta;
+        after the start it can only be put off. Raises `InvalidCampaignError`, `TransitionError` when it has ended,
+        `ConflictError`, `NotFoundError`.
+        """
+        wanted = rate if not isinstance(rate, Default) else self._services.settings.default_rate
+        change = make_change(rate=wanted, over=over, finish_by=finish_by, expires_in=expires_in)
+        with self._services.database.transaction() as transaction:
+            row = apply_change(transaction, key, change)
+        self._services.nudge()
+        return Campaign(self, row, warnings=self.report(key).warnings)
 
     def resume(self, key: str, *, actor: str = "application") -> Campaign:
         """Go on with exactly those not sent. Raises `TransitionError`, `NotFoundError`."""
@@ -273,11 +347,14 @@ class Campaigns:
         return Campaign(self, row)
 
     def cancel(self, key: str, *, reason: str | None = None, actor: str = "application") -> Campaign:
-        """End a campaign for good; what was not sent ends as cancelled. Raises `TransitionError`, `NotFoundError`."""
+        """End a campaign for good; what was not sent ends as cancelled. Returns as `pause` does.
+
+        Raises `TransitionError`, `NotFoundError`.
+        """
         with self._services.database.transaction() as transaction:
             row = store.cancel(transaction, key, actor=actor, reason=reason)
         self._services.nudge()
-        return Campaign(self, row)
+        return self._halted(row)
 
     def count(
         self, bundle_id: str, *, audience: Segment | None = None, push_type: PushType | str = PushType.ALERT
@@ -285,74 +362,11 @@ class Campaigns:
         """How many devices a push would go to now, and how many of the segment are left out for which cause."""
         segment = Segment.all() if audience is None else audience
         with self._services.database.transaction() as transaction:
-            app_id = _app_id(transaction, bundle_id)
-            _check_references(transaction, segment)
+            app_id = app_id_of(transaction, bundle_id)
+            check_references(transaction, segment)
             return segments.count_audience(transaction, app_id, segment, PushType(push_type))
 
     def preview(self, key: str, *, user: str | None = None) -> Preview:
         """The exact request for one device of a campaign's audience, or of a user. Raises `NotFoundError`."""
         with self._services.database.transaction() as transaction:
             return make_preview(transaction, self._services.settings, store.load(transaction, key), user=user)
-
-
-def _write(transaction: Transaction, plan: Plan, *, draft: bool) -> CampaignRow:
-    app_id = _check(transaction, plan)
-    row, new = store.insert(
-        transaction,
-        NewCampaign(
-            app_id=app_id,
-            key=plan.key,
-            state=CampaignState.DRAFT if draft else CampaignState.SCHEDULED,
-            content=plan.content,
-            payload=plan.encoded.body,
-            push_type=plan.encoded.push_type.value,
-            priority=plan.encoded.priority,
-            collapse_id=plan.encoded.collapse_id,
-            segment=plan.content["audience"],
-            rate=plan.rate,
-            batch_size=plan.batch_size,
-            delivery=plan.delivery,
-            canary=plan.canary.to_json() if plan.canary else None,
-            expires_in=plan.expires_in,
-            send_at=plan.send_at,
-            grace=plan.grace,
-        ),
-    )
-    if not new and not draft and row.state is CampaignState.DRAFT:
-        return store.schedule(transaction, plan.key, actor="application")
-    return row
-
-
-def _check(transaction: Transaction, plan: Plan) -> int:
-    """Check what needs the database; returns the app's id."""
-    app_id = _app_id(transaction, plan.bundle_id)
-    _check_credentials(transaction, app_id, plan)
-    _check_references(transaction, plan.audience, enqueued=plan.key)
-    return app_id
-
-
-def _app_id(transaction: Transaction, bundle_id: str) -> int:
-    row = transaction.row("SELECT id FROM {s}.apps WHERE bundle_id = %s", (bundle_id,))
-    if row is None:
-        raise NotFoundError("app", bundle_id, "add it with `sender apps add`")
-    return int(row["id"])
-
-
-def _check_credentials(transaction: Transaction, app_id: int, plan: Plan) -> None:
-    kinds = {row["kind"] for row in transaction.rows("SELECT kind FROM {s}.credentials WHERE app_id = %s", (app_id,))}
-    if not kinds:
-        fault = f"app {plan.bundle_id!r} has no credential: add one with `sender apps set-credential`"
-    elif plan.encoded.push_type is PushType.LOCATION and CredentialKind.KEY.value not in kinds:
-        fault = "push type location needs a key credential (.p8): APNs refuses it with a certificate"
-    else:
-        return
-    raise InvalidCampaignError("campaign", [fault])
-
-
-def _check_references(transaction: Transaction, segment: Segment, *, enqueued: str | None = None) -> None:
-    """Check the campaigns that a segment refers to. `enqueued`: the key of the campaign that is written with it; a
-    repeat of one that is there asks nothing new of them."""
-    if enqueued is not None and segment.campaign_keys() and store.known_keys(transaction, [enqueued]):
-        return
-    if faults := references.faults(transaction, segment, hold=enqueued is not None):
-        raise InvalidCampaignError("audience", faults)

@@ -45,8 +45,8 @@ def write(segment: seg.Segment) -> dict[str, Any]:
             return {field: {end: _write_moment(moment) for end, moment in ends.items() if moment is not None}}
         case seg.Percentage(percent=percent, seed=seed):
             return {"percentage": percent, "seed": seed}
-        case seg.NotSent(key=key):
-            return {"not_sent": key}
+        case seg.NotSent(key=key, or_unknown=or_unknown):
+            return {"not_sent": key, "or_unknown": True} if or_unknown else {"not_sent": key}
         case seg.And(parts=parts) | seg.Or(parts=parts):
             return {segment.word: [write(part) for part in parts]}
         case seg.Not(part=part):
@@ -223,9 +223,12 @@ def _read_percentage(document: Mapping[str, Any], head: str, path: str, faults: 
 
 
 def _read_not_sent(document: Mapping[str, Any], head: str, path: str, faults: list[str], depth: int) -> seg.Segment:
-    _only(document, {"not_sent"}, path, faults)
+    _only(document, {"not_sent", "or_unknown"}, path, faults)
     faults += _check_text(f"{path}.not_sent", document["not_sent"])
-    return seg.NotSent(key=document["not_sent"])
+    or_unknown = document.get("or_unknown", False)
+    if not isinstance(or_unknown, bool):
+        faults.append(f"{path}.or_unknown: must be true or false")
+    return seg.NotSent(key=document["not_sent"], or_unknown=or_unknown is True)
 
 
 def _read_joined(document: Mapping[str, Any], head: str, path: str, faults: list[str], depth: int) -> seg.Segment:

@@ -38,6 +38,13 @@ def back_off(delay: float, tries: int) -> float:
     return max(delay, min(delay * 2.0 ** min(max(tries, 1) - 1, 3), LONGEST_BACK_OFF))
 
 
+def expected_seconds(left: int, *, limit: float | None, measured: float | None) -> float | None:
+    """Seconds that `left` pushes take at a limit and at the speed that was measured (pushes a second; None or 0:
+    unknown). None when neither is known."""
+    speeds = [speed for speed in (limit, measured) if speed]
+    return left / min(speeds) if speeds else None
+
+
 def lateness(rate: float) -> float:
     """Seconds by which a push may be asked for late without the next one moving, at `rate` pushes a second."""
     return min(max(LATE_SHARE / rate, LEAST_LATE), MOST_LATE)

@@ -37,6 +37,8 @@ class NewCampaign:
     send_at: datetime | None
     grace: float
     canary: Mapping[str, Any] | None = None  # sender.canary.Canary
+    over: float | None = None
+    finish_by: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,9 @@ class CampaignRow:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    over: float | None = None  # seconds that it is spread over: its start makes a rate of it
+    finish_by: datetime | None = None  # warned of, never enforced
+    app_rate: float | None = None
 
     @property
     def held(self) -> bool:
@@ -104,10 +109,10 @@ _VERBS: dict[str, _Verb] = {
 
 _INSERT = """
 INSERT INTO {s}.campaigns (app_id, key, state, content, payload, push_type, priority, collapse_id, segment, rate,
-    batch_size, delivery, expires_in, send_at, grace, canary)
+    batch_size, delivery, expires_in, send_at, grace, canary, over, finish_by)
 VALUES (%(app_id)s, %(key)s, %(state)s, %(content)s::jsonb, %(payload)s, %(push_type)s, %(priority)s, %(collapse_id)s,
     %(segment)s::jsonb, %(rate)s, %(batch_size)s, %(delivery)s, %(expires_in)s, %(send_at)s, %(grace)s,
-    %(canary)s::jsonb)
+    %(canary)s::jsonb, %(over)s, %(finish_by)s)
 ON CONFLICT (key) DO NOTHING
 RETURNING id
 """
@@ -116,7 +121,7 @@ _COLUMNS = """
     c.id, c.app_id, a.bundle_id, a.state AS app_state, a.state_reason AS app_state_reason, c.key, c.state,
     c.state_reason, c.state_actor, c.epoch, c.content, c.payload, c.push_type, c.priority, c.collapse_id, c.segment,
     c.rate, c.batch_size, c.delivery, c.expires_in, c.send_at, c.grace, c.expiration, c.started_on, c.created_at,
-    c.started_at, c.finished_at
+    c.started_at, c.finished_at, c.over, c.finish_by, a.rate AS app_rate
 """
 
 _LOAD = f"SELECT {_COLUMNS} FROM {{s}}.campaigns c JOIN {{s}}.apps a ON a.id = c.app_id"

@@ -26,8 +26,12 @@ class Due:
 _DUE = """
 SELECT id, key, coalesce(send_at, created_at) + make_interval(secs => grace) < now() AND send_at IS NOT NULL AS late,
        (now() AT TIME ZONE 'UTC')::date AS today
-FROM {s}.campaigns
+FROM {s}.campaigns c
 WHERE state = 'scheduled' AND (send_at IS NULL OR send_at <= now())
+  AND NOT EXISTS ( -- whom it leaves out is known when what they are left out for has its last answers
+      SELECT FROM {s}.campaigns x
+      WHERE x.finished_at IS NULL AND x.started_at IS NOT NULL AND x.state IN ('cancelled', 'failed')
+        AND jsonb_path_exists(c.segment, '$.**.not_sent ? (@ == $key)', jsonb_build_object('key', x.key)))
 ORDER BY send_at NULLS FIRST, id LIMIT 100
 """
 

@@ -138,8 +138,9 @@ def _condition(segment: seg.Segment, now: datetime | None) -> sa.ColumnElement[b
             return _span(name, after, before, now)
         case seg.Percentage(percent=percent, seed=seed):
             return _bucket(seed) < round(percent / 100 * _SHARES)
-        case seg.NotSent(key=key):
-            return sa.not_(_sent_by(key))
+        case seg.NotSent(key=key, or_unknown=or_unknown):
+            outcomes = (Outcome.SENT, Outcome.UNKNOWN) if or_unknown else (Outcome.SENT,)
+            return sa.not_(_sent_by(key, outcomes))
     raise TypeError(f"not a segment: {type(segment).__name__}")
 
 
@@ -211,8 +212,8 @@ def _bucket(seed: str) -> sa.ColumnElement[int]:
     return sa.func.mod(lot(seed), sa.literal(_SHARES, sa.BigInteger))
 
 
-def _sent_by(key: str) -> sa.ColumnElement[bool]:
-    """Whether the ledger says that the campaign was sent to the device. The scalar subqueries run once, before the
+def _sent_by(key: str, outcomes: Sequence[Outcome]) -> sa.ColumnElement[bool]:
+    """Whether the ledger has one of these outcomes for the campaign and the device. The scalar subqueries run once, before the
     scan, so that only the one partition of that campaign is looked at."""
     started_on = sa.select(_campaigns.c.started_on).where(_campaigns.c.key == key).scalar_subquery()
     campaign_id = sa.select(_campaigns.c.id).where(_campaigns.c.key == key).scalar_subquery()
@@ -223,7 +224,7 @@ def _sent_by(key: str) -> sa.ColumnElement[bool]:
             _deliveries.c.campaign_started_on == started_on,
             _deliveries.c.campaign_id == campaign_id,
             _deliveries.c.device_id == devices.c.id,
-            _deliveries.c.outcome == Outcome.SENT.value,
+            _deliveries.c.outcome.in_([outcome.value for outcome in outcomes]),
         )
         .correlate(devices)
     )
