@@ -44,7 +44,8 @@ TOKEN_WORDS: Mapping[TokenStep, str] = {
 }
 HALT_WORDS: Mapping[Halt, str] = {
     Halt.NONE: "",
-    Halt.HOLD_CREDENTIAL: "The credential rests for 20 minutes, for all of its apps; then sending goes on by itself.",
+    Halt.HOLD_CREDENTIAL: "The credential rests for 20 minutes or more, for all of its apps; then sending goes on by "
+    "itself ([breaker.md](breaker.md)).",
     Halt.PAUSE_APP: "The app is paused, and its campaigns with it, until a person resumes it.",
     Halt.STOP_CAMPAIGN: "The campaign fails: what was not sent yet ends as `failed`.",
 }

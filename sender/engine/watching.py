@@ -36,6 +36,9 @@ WINDOW = 10.0
 #: Seconds after its last claim for which a process goes on watching.
 LINGER = 10.0
 
+#: Seconds for which it is remembered how fast a credential went before its trouble.
+REMEMBERED = 120.0
+
 #: Seconds between two log events of a pace that climbs.
 SAY_EVERY = 10.0
 
@@ -50,6 +53,7 @@ class Window:
         self._before: Health | None = None
         self._ticks: deque[tuple[float, float, Tally]] = deque()  # (at, seconds, what was seen)
         self._last = time.monotonic()
+        self._best = (0.0, 0.0)  # (at, pushes a second)
 
     def add(self, health: Health | None, noted: Tally) -> Tally:
         """Take in what happened since the last look; returns it. What happened while nobody looked is no news."""
@@ -63,6 +67,9 @@ class Window:
         self._last = now
         while now - self._ticks[0][0] > WINDOW:
             self._ticks.popleft()
+        rate = self.rate()
+        if rate >= self._best[1] or now - self._best[0] > REMEMBERED:
+            self._best = (now, rate)
         return seen
 
     def judge(self) -> Signal:
@@ -77,6 +84,11 @@ class Window:
         return max(
             ((a.answered + b.answered) / (s + t) for (_, s, a), (_, t, b) in pairs if s + t > INTERVAL / 2), default=0.0
         )
+
+    @property
+    def best(self) -> float:
+        """The same of the last minutes."""
+        return self._best[1]
 
     @property
     def busy(self) -> bool:
@@ -189,7 +201,7 @@ class Watcher:
             window.forget()
 
     def _open(self, transaction: Transaction, identity: str, signal: Signal) -> None:
-        opening = self._breakers.opening(signal.cause, measured=self._windows[identity].rate())
+        opening = self._breakers.opening(signal.cause, measured=self._windows[identity].best)
         opened = breakers.trip(transaction, identity, opening)
         if opened is not None:
             log_opened(opened)

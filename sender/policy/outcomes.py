@@ -414,7 +414,7 @@ OWN_REASONS: Mapping[str, tuple[str, str]] = {
     "Cancelled": ("The campaign was cancelled before this device's turn.", "Nothing to do."),
     "CampaignFailed": ("The campaign failed before this device's turn.", "See `sender campaigns show`."),
     "CredentialHeld": (
-        "The credential of this device's environment rests (too many provider token updates).",
+        "The credential of this device's environment rests, because APNs served it badly or asked for it.",
         "Nothing to do: it is sent when the rest is over. See `sender apps show`.",
     ),
     "NotReachable": ("The device became unreachable between the cut and its turn.", "Nothing to do."),
