@@ -1,0 +1,168 @@
+"""What the database says at one moment, and what must hold of it and of two moments in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sender.policy.states import (
+    APP_MOVES,
+    BATCH_MOVES,
+    BREAKER_MOVES,
+    CAMPAIGN_MOVES,
+    DEVICE_MOVES,
+    TRIAL_MOVES,
+    Outcome,
+)
+from tests.integration.engine import Engine
+
+_FINALS = """
+SELECT l.campaign_id, d.token, l.outcome FROM {s}.deliveries l LEFT JOIN {s}.devices d ON d.id = l.device_id
+"""
+_CUT = """
+SELECT b.campaign_id, d.token FROM {s}.batches b CROSS JOIN unnest(b.device_ids) AS i(id)
+JOIN {s}.devices d ON d.id = i.id
+"""
+_OPEN = _CUT.replace("b.campaign_id, d.token", "b.id, b.campaign_id, d.token") + " WHERE b.state <> 'done'"
+_RETRIES = """
+SELECT r.campaign_id, d.token, r.batch_id FROM {s}.retries r LEFT JOIN {s}.devices d ON d.id = r.device_id
+"""
+_COUNTED = f"""
+SELECT campaign_id, {", ".join(f"sum({outcome})::int" for outcome in Outcome)} FROM {{s}}.batches GROUP BY 1
+"""
+_REASONS = """
+SELECT b.campaign_id, r.key, sum(r.value::int)::int FROM {s}.batches b, jsonb_each_text(b.reasons) AS r GROUP BY 1, 2
+"""
+_LEDGER_REASONS = """
+SELECT campaign_id, reason, count(*)::int FROM {s}.deliveries WHERE reason IS NOT NULL GROUP BY 1, 2
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Everything that the promises are about."""
+
+    campaigns: Mapping[int, str]
+    batches: Mapping[int, tuple[str, int]]  # state, claims so far
+    devices: Mapping[str, str]
+    apps: Mapping[str, str]
+    breakers: Mapping[str, str]
+    trials: Mapping[tuple[int, str], str]
+    finals: Mapping[tuple[int, str], str]  # (campaign, token) -> outcome
+    rows: int  # of the ledger
+    cut: Mapping[int, set[str]]  # campaign -> tokens that are in its batches
+    open: Mapping[int, tuple[int, set[str]]]  # batch that is not done -> campaign, tokens
+    retries: Mapping[tuple[int, str], int | None]  # (campaign, token) -> the batch that has it
+    intents: set[tuple[int, int]]
+    reservations: int
+    counted: Mapping[tuple[int, str], int]  # (campaign, outcome) -> by the batches
+    reasons: Mapping[tuple[int, str], int]  # (campaign, reason) -> by the batches
+    ledger_reasons: Mapping[tuple[int, str], int]
+
+
+def read_books(engine: Engine) -> Books:
+    """Read everything, in one transaction."""
+    with engine.database.transaction() as transaction:
+
+        def rows(statement: str) -> list[tuple[Any, ...]]:
+            return transaction.execute(statement).fetchall()
+
+        finals = rows(_FINALS)
+        open_: dict[int, tuple[int, set[str]]] = {}
+        for batch, campaign, token in rows(_OPEN):
+            open_.setdefault(batch, (campaign, set()))[1].add(token)
+        cut: dict[int, set[str]] = {}
+        for campaign, token in rows(_CUT):
+            cut.setdefault(campaign, set()).add(token)
+        return Books(
+            campaigns=dict(rows("SELECT id, state FROM {s}.campaigns")),
+            batches={id: (state, epoch) for id, state, epoch in rows("SELECT id, state, epoch FROM {s}.batches")},
+            devices=dict(rows("SELECT token, state FROM {s}.devices")),
+            apps=dict(rows("SELECT bundle_id, state FROM {s}.apps")),
+            breakers=dict(rows("SELECT credential, state FROM {s}.breakers")),
+            trials={
+                (id, of): state for id, of, state in rows("SELECT campaign_id, environment, state FROM {s}.trials")
+            },
+            finals={(campaign, token): outcome for campaign, token, outcome in finals},
+            rows=len(finals),
+            cut=cut,
+            open=open_,
+            retries={(campaign, token): batch for campaign, token, batch in rows(_RETRIES)},
+            intents=set(rows("SELECT campaign_id, device_id FROM {s}.intents")),
+            reservations=_reserved(rows),
+            counted={
+                (campaign, outcome.value): count
+                for campaign, *counts in rows(_COUNTED)
+                for outcome, count in zip(Outcome, counts, strict=True)
+                if count
+            },
+            reasons={(campaign, reason): count for campaign, reason, count in rows(_REASONS)},
+            ledger_reasons={(campaign, reason): count for campaign, reason, count in rows(_LEDGER_REASONS)},
+        )
+
+
+def _reserved(rows: Any) -> int:
+    """Reservations of claims that there are still: those of others are void."""
+    return len(
+        rows(
+            "SELECT FROM {s}.reservations r JOIN {s}.batches b ON b.id = r.batch_id AND b.epoch = r.epoch "
+            "WHERE b.state = 'claimed' AND r.pushes > 0"
+        )
+    )
+
+
+def check_promises(now: Books) -> None:
+    """What holds at every moment."""
+    assert now.rows == len(now.finals), "a device has two final rows"
+    ledger: dict[tuple[int, str], int] = {}
+    for (campaign, _), outcome in now.finals.items():
+        ledger[campaign, outcome] = ledger.get((campaign, outcome), 0) + 1
+    assert ledger == now.counted, "the batches count something else than the ledger"
+    assert now.reasons == now.ledger_reasons, "the batches count other reasons than the ledger"
+    held = {(campaign, token) for campaign, tokens in now.open.values() for token in tokens}
+    for campaign, tokens in now.cut.items():
+        for token in tokens:
+            place = (campaign, token)
+            assert place in now.finals or place in now.retries or place in held, f"{place} is lost"
+    for place, batch in now.retries.items():
+        assert place not in now.finals, f"{place} is final and waits for a retry"
+        assert batch is None or batch in now.open, f"the retry {place} waits for batch {batch}, which is done"
+
+
+def check_moves(before: Books, now: Books) -> None:
+    """What holds of two moments in a row: states move along their maps, ends stay, claims are counted up."""
+    _check_states("campaign", before.campaigns, now.campaigns, CAMPAIGN_MOVES)
+    _check_states("device", before.devices, now.devices, DEVICE_MOVES)
+    _check_states("app", before.apps, now.apps, APP_MOVES)
+    _check_states("breaker", before.breakers, now.breakers, BREAKER_MOVES)
+    _check_states("trial", before.trials, now.trials, TRIAL_MOVES)
+    states = ({id: state for id, (state, _) in each.batches.items()} for each in (before, now))
+    _check_states("batch", *states, BATCH_MOVES)
+    for batch, (_, epoch) in before.batches.items():
+        assert now.batches[batch][1] >= epoch, f"batch {batch} counts fewer claims than before"
+    for place, outcome in before.finals.items():
+        assert now.finals.get(place) == outcome, f"{place} was {outcome} and is {now.finals.get(place)}"
+
+
+def _check_states(what: str, before: Mapping[Any, str], now: Mapping[Any, str], moves: Mapping[Any, Any]) -> None:
+    for key, state in before.items():
+        after = now.get(key)
+        assert after in reachable(state, moves), f"{what} {key} moved from {state} to {after}"
+
+
+def reachable(state: str, moves: Mapping[Any, frozenset[StrEnum]]) -> set[str]:
+    """A state, and all that can be reached from it."""
+    found: set[str] = set()
+    left: list[str] = [state]
+    while left:
+        at = left.pop()
+        if at not in found:
+            found.add(at)
+            left += _values(moves[at])
+    return found
+
+
+def _values(states: Iterable[StrEnum]) -> list[str]:
+    return [state.value for state in states]
