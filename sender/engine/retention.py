@@ -22,7 +22,7 @@ COPY_PAGES = 4096
 DELETE_BATCHES = 500
 DELETE_CHANGES = 5000
 
-#: Campaigns that one round folds up.
+#: Campaigns that are looked for at a time, to be folded up.
 MOST_CAMPAIGNS = 200
 
 #: Seconds after its end for which a campaign's own limit is kept.
@@ -104,13 +104,19 @@ def _fold(database: Database, settings: Settings) -> Iterator[None]:
     _try(database, folding.forget_limits, seconds=LIMIT_KEPT)
     if settings.retain_sent is None:
         return
+    last = 0
+    while old := _foldable(database, days=settings.retain_sent, after=last):
+        for campaign_id, key in old:
+            if _try(database, folding.fold, campaign_id):
+                log.info("batches_folded", campaign=key)
+            while _try(database, folding.delete_batches, campaign_id, most=DELETE_BATCHES):
+                yield
+            last = campaign_id
+
+
+def _foldable(database: Database, *, days: int, after: int) -> list[tuple[int, str]]:
     with database.transaction() as transaction:
-        old = folding.foldable(transaction, days=settings.retain_sent, most=MOST_CAMPAIGNS)
-    for campaign_id, key in old:
-        if _try(database, folding.fold, campaign_id):
-            log.info("batches_folded", campaign=key)
-        while _try(database, folding.delete_batches, campaign_id, most=DELETE_BATCHES):
-            yield
+        return folding.foldable(transaction, days=days, after=after, most=MOST_CAMPAIGNS)
 
 
 def _try(

@@ -9,7 +9,7 @@ from sender.store.database import Transaction
 #: Goes from campaign to campaign by the index, over those that have batches at all.
 _WITH_BATCHES = """
 WITH RECURSIVE has(campaign_id) AS (
-    (SELECT campaign_id FROM {s}.batches ORDER BY campaign_id LIMIT 1)
+    (SELECT campaign_id FROM {s}.batches WHERE campaign_id > %(after)s ORDER BY campaign_id LIMIT 1)
     UNION ALL
     SELECT (SELECT b.campaign_id FROM {s}.batches b WHERE b.campaign_id > has.campaign_id
             ORDER BY b.campaign_id LIMIT 1)
@@ -56,9 +56,9 @@ WHERE l.scope LIKE 'campaign:%%' AND NOT EXISTS (
 """
 
 
-def foldable(transaction: Transaction, *, days: int, most: int) -> list[tuple[int, str]]:
-    """Campaigns that have batches and finished more than so many days ago: (id, key), oldest first."""
-    rows = transaction.execute(_WITH_BATCHES, {"days": days, "most": most})
+def foldable(transaction: Transaction, *, days: int, after: int, most: int) -> list[tuple[int, str]]:
+    """Campaigns that have batches and finished more than so many days ago: (id, key), by id, from `after` on."""
+    rows = transaction.execute(_WITH_BATCHES, {"days": days, "after": after, "most": most})
     return [(id, key) for id, key in rows]
 
 

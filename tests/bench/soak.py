@@ -35,6 +35,12 @@ FLAT = 1.10
 #: PostgreSQL's processes share memory: theirs fill the buffers once, and are not a leak.
 JUDGED = ("worker", "control", "priority", "beat", "Valkey", "sender up")
 
+_WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
+_LEDGER = """
+SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint, (SELECT count(*) FROM {s}.deliveries),
+       pg_total_relation_size('{s}.batches')
+FROM pg_inherits WHERE inhparent = '{s}.deliveries'::regclass
+"""
 _CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 
 
@@ -53,6 +59,7 @@ class Round:
     """One campaign: how fast it was, and the looks while it was sent."""
 
     rate: float
+    wal: float  # bytes that PostgreSQL logged, a push
     looks: list[Look]
 
     def most(self, kind: str) -> int:
@@ -77,16 +84,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack = running.enter_context(run_stack(place, workers=given.workers, production=simulator, sandbox=simulator))
         add_app(stack, APP, devices=each, environment="production")
         for number in range(1, given.rounds + 1):
+            before = _number(stack, _WAL)
             with _watched(stack) as looks:
                 run = stack.send(APP, each)
-            rounds.append(Round(rate=run.rate, looks=looks))
+            wal = (_number(stack, _WAL) - before) / each
+            rounds.append(Round(rate=run.rate, wal=wal, looks=looks))
             print(f"round {number}: {run.devices:,} devices, {run.rate:,.0f}/s", file=sys.stderr, flush=True)
+        with stack.database.transaction() as transaction:
+            [(ledger, rows, batches)] = transaction.execute(_LEDGER).fetchall()
     for line in _tables(rounds, each):
         print(line)
+    print(f"Ledger: {ledger / rows:.0f} bytes a push with its indexes; batches: {batches / rows:.0f} bytes.\n")
     grown = [line for line in _verdicts(rounds) if "**grew**" in line]
     for line in _verdicts(rounds):
         print(line)
     return 1 if grown else 0
+
+
+def _number(stack: Stack, statement: str) -> int:
+    with stack.database.transaction() as transaction:
+        [(found,)] = transaction.execute(statement).fetchall()
+    return int(found)
 
 
 @contextlib.contextmanager
@@ -133,11 +151,16 @@ def _memory(process: psutil.Process) -> int:
 def _tables(rounds: Sequence[Round], devices: int) -> Iterator[str]:
     kinds = [kind for kind in (*JUDGED, "PostgreSQL", "APNs") if any(kind in look.memory for look in rounds[0].looks)]
     yield f"### Soak: {len(rounds)} campaigns of {devices:,} devices\n"
-    heads = ["campaign", "pushes/s", *kinds, "PostgreSQL connections", "Valkey connections", "in Valkey"]
+    heads = ["campaign", "pushes/s", "WAL a push", *kinds, "PostgreSQL connections", "Valkey connections", "in Valkey"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for number, each in enumerate(rounds, 1):
-        cells = [str(number), f"{each.rate:,.0f}", *(f"{each.most(kind) / MEGABYTE:.0f} MB" for kind in kinds)]
+        cells = [
+            str(number),
+            f"{each.rate:,.0f}",
+            f"{each.wal:.0f} bytes",
+            *(f"{each.most(kind) / MEGABYTE:.0f} MB" for kind in kinds),
+        ]
         cells += [str(each.peak("postgres")), str(each.peak("valkey")), f"{each.peak('queued') / MEGABYTE:.1f} MB"]
         yield f"| {' | '.join(cells)} |"
     yield ""
