@@ -278,10 +278,11 @@ class Machine(RuleBasedStateMachine):
         if self.books is None:
             return
         before, now = self.books, self._look()
-        check_moves(before, now)
-        check_promises(now)
-        for key in KEYS:
-            self.engine.report(key)
+        if now != before:
+            check_moves(before, now)
+            check_promises(now)
+            for key in KEYS:
+                self.engine.report(key)
         for campaign, token, answer in self.pushes[self.seen :]:
             self._check_push(before, campaign, token, answer)
         self.seen = len(self.pushes)
