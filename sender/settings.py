@@ -123,6 +123,15 @@ class Settings(BaseSettings):
                 raise ValueError("must not be shorter than SENDER_RETAIN_SENT")
         return value
 
+    @field_validator("broker_url")
+    @classmethod
+    def _check_certificates(cls, value: SecretStr | None) -> SecretStr | None:
+        """A rediss:// URL that does not say otherwise has the server's certificate checked: kombu would not do it."""
+        url = value.get_secret_value() if value else ""
+        if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
+            return value
+        return SecretStr(f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required")
+
     def require_database_url(self) -> str:
         """The database's URL, or a `ConfigurationError` that names both remedies."""
         return _required(self.database_url, "SENDER_DATABASE_URL", self.data_dir)
