@@ -69,10 +69,14 @@ class _Seen:
 class Guard:
     """One process's guard. Thread-safe."""
 
-    def __init__(self, thresholds: Thresholds, *, stop: Callable[[int], None]) -> None:
-        """`stop` has every claim of a campaign in this process issue nothing more."""
+    def __init__(
+        self, thresholds: Thresholds, *, stop: Callable[[int], None], learn: Callable[[Claim, str, Counts], None]
+    ) -> None:
+        """`stop` has every claim of a campaign in this process issue nothing more; `learn` is told of the answers of a
+        slow start when it is over."""
         self.thresholds = thresholds
         self._stop = stop
+        self._learn = learn
         self._lock = threading.Lock()
         self._trusted: OrderedDict[tuple[int, str, int], bool] = OrderedDict()
         self._seen: dict[tuple[int, str], _Seen] = {}
@@ -95,6 +99,7 @@ class Guard:
                 return Leave(pushes=wanted)
             room = self._ask(database, lease.claim, environment, wanted)
             if room is not None and room.state is TrialState.TRUSTED:
+                self._learn(lease.claim, environment, room.counts)
                 self._trust(lease.claim, environment, resumed=room.resumed)
                 continue
             if room is not None and room.pushes:

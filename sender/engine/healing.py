@@ -17,6 +17,7 @@ import structlog
 from sender.engine.leases import Lease
 from sender.engine.preparing import Plan
 from sender.model import ACCEPTED, Accepted, Answer, CredentialRef
+from sender.policy.guard import Counts
 from sender.policy.healing import Record, is_refused, settle
 from sender.store.batches import Claim
 from sender.store.healing import Move
@@ -45,10 +46,17 @@ class Healing:
         """Have the kinds that proved to belong to the other environment go there straight away."""
         if not claim.campaign.healing or len(plan.credentials) < 2:
             return
-        plan.own = dict(plan.credentials)
+        plan.own = plan.own or dict(plan.credentials)
         with self._lock:
             turned = [each for each in plan.own if self._record(claim, each).goes_straight()]
         plan.credentials = plan.own | {each: _elsewhere(plan.own, each) for each in turned}
+
+    def learn(self, claim: Claim, environment: str, counts: Counts) -> None:
+        """Take over what other workers found out in the campaign's slow start."""
+        with self._lock:
+            record = self._record(claim, environment)
+            if not record.moves and counts.moved:
+                record.note(moved=int(counts.moved), results=int(counts.judged))
 
     def heal(self, lease: Lease, plan: Plan, answers: list[Answer | None], send: Send) -> None:
         """Try what was refused in the environment that it was not sent to, and note who has to move."""

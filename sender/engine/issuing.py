@@ -81,13 +81,16 @@ def _issue_group(
 ) -> None:
     """Issue pushes of one environment, as many at a time as there is leave for."""
     credential, breakers = plan.credentials[environment], runtime.breakers
-    trial = 0 if first else len(left)  # pushes that the slow start lets out
+    trial, issued = 0 if first else len(left), False  # pushes that the slow start lets out
     if lease.limits() and not breakers.shuts(credential.identity):
         runtime.connect(credential)
     while left and not breakers.rests(credential.identity):
         if not trial:
             room = runtime.guard.leave(runtime.database, lease, environment, len(left))
             trial = room.pushes
+            if not issued:  # while it waited others may have learned where this kind belongs
+                runtime.healing.turn(lease.claim, plan)
+                credential = plan.credentials[environment]
         leave = take_leave(runtime, lease, credential.identity, trial) if trial else room
         if not leave.pushes:
             turn = breakers.turn_of(credential.identity, len(left)) if leave.wait else 0.0
@@ -95,11 +98,12 @@ def _issue_group(
             return
         part, left = left[: leave.pushes], left[leave.pushes :]
         trial -= len(part)
-        issued = len(waiting)
+        issued = True
+        before = len(waiting)
         for ours in announced(runtime, lease, plan, part):
             waiting.append((ours, runtime.issue(credential, [plan.pushes[at] for at in ours], lease)))
         if breakers.probes(credential.identity, lease.claim.owner):  # what it says decides on the others
-            answers = [future.result()[0] for _, future in waiting[issued:]]
+            answers = [future.result()[0] for _, future in waiting[before:]]
             breakers.end_probe(credential.identity, answers[0] if answers else None)
 
 

@@ -7,7 +7,7 @@ Whoever needs more than one of these rows locks the trial first, then the campai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sender.policy.guard import Counts
@@ -38,13 +38,14 @@ class Room:
     pushes: int = 0
     held: bool = False
     resumed: bool = False
+    counts: Counts = field(default_factory=Counts)
 
 
 _OPEN = "INSERT INTO {s}.trials (campaign_id, environment) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 
 #: A worker that stands still with the lock must not hold up those that only ask.
 _LOCK = """
-SELECT state, resumed FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
+SELECT state, resumed, accepted, bad_token, wrong_topic, gone, moved FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
 """
 
 #: Under the lock, and a statement of its own, so that it sees what the last holder of the lock reserved.
@@ -148,7 +149,9 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
     if found is None:  # somebody else is at it
         return Room(state=TrialState.TRIAL)
     if found[0] != TrialState.TRIAL:
-        return Room(state=TrialState(found[0]), resumed=found[1])
+        state, resumed, accepted, bad_token, wrong_topic, gone, moved = found
+        counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)
+        return Room(state=TrialState(state), resumed=resumed, counts=counts)
     values = {
         "campaign": campaign_id,
         "environment": environment,
