@@ -10,10 +10,11 @@ from typing import Literal
 
 from sender.apns.credentials import CredentialReport, check_credential, default_key_id, report_credential
 from sender.errors import ConflictError, CredentialError, InvalidInputError, NotFoundError
+from sender.halting import wait_until_halted
 from sender.model import CredentialKind, CredentialRef, Environment
 from sender.services import Services
 from sender.store import apps as store
-from sender.store import breakers
+from sender.store import breakers, halts
 from sender.store.apps import App
 from sender.store.breakers import Breaker
 from sender.store.database import Transaction
@@ -180,9 +181,20 @@ class Apps:
             return _found(transaction, bundle_id)
 
     def pause(self, bundle_id: str, reason: str = "paused by a person") -> bool:
-        """Stop all campaigns of an app where they are. False when it is paused already."""
+        """Stop all campaigns of an app where they are. False when it is paused already.
+
+        Returns when the workers have noticed, or after a second; see `halted`.
+        """
         with self._services.database.transaction() as transaction:
-            return store.pause_app(transaction, _found(transaction, bundle_id).id, reason)
+            app_id = _found(transaction, bundle_id).id
+            paused = store.pause_app(transaction, app_id, reason)
+        wait_until_halted(self._services.database, app_id=app_id)
+        return paused
+
+    def halted(self, bundle_id: str) -> bool:
+        """Whether no worker issues anything of an app's campaigns: right after `pause`, whether it was heeded."""
+        with self._services.database.transaction() as transaction:
+            return not halts.issuing(transaction, app_id=_found(transaction, bundle_id).id)
 
     def resume(self, bundle_id: str) -> bool:
         """Let an app's campaigns go on where they stopped. False when it is not paused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from sender.campaign_plan import Plan
 from sender.errors import NotFoundError
 from sender.model import TOPIC_SUFFIX, CredentialKind, Environment, PushType
 from sender.policy.states import AppState, CampaignState
+from sender.prospects import FOREVER, too_late
 from sender.settings import Settings
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
@@ -50,7 +52,23 @@ class Rehearsal:
     @property
     def seconds(self) -> float | None:
         """How long the first sends take at least; None without a rate."""
+        if self.plan.over is not None:
+            return self.plan.over
         return None if self.plan.rate is None else self.count.total / self.plan.rate
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Why it cannot finish before it expires, or by its `finish_by`."""
+        plan, now = self.plan, datetime.now(UTC)
+        start = max(plan.send_at or now, now)
+        return too_late(
+            self.count.total,
+            start=start,
+            finish=start + timedelta(seconds=min(self.seconds or 0.0, FOREVER)),
+            expiration=start + timedelta(seconds=plan.expires_in) if plan.expires_in else None,
+            finish_by=plan.finish_by,
+            key=plan.key,
+        )
 
 
 def make_preview(

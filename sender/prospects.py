@@ -24,7 +24,7 @@ MEASURABLE_AFTER = 10.0
 UNSAID = 1.0
 
 #: The most seconds for which a time can be told.
-_FOREVER = 100 * 365 * 86_400.0
+FOREVER = 100 * 365 * 86_400.0
 
 
 def foresee(report: Report, *, installation_rate: float | None = None) -> Report:
@@ -46,7 +46,7 @@ def foresee(report: Report, *, installation_rate: float | None = None) -> Report
     expiration = report.expiration
     if expiration is None and report.started_at is None and report.expires_in > 0:
         expiration = start + timedelta(seconds=report.expires_in)
-    finish = start + timedelta(seconds=min(seconds, _FOREVER))
+    finish = start + timedelta(seconds=min(seconds, FOREVER))
     warnings = too_late(
         left, start=start, finish=finish, expiration=expiration, finish_by=report.finish_by, key=report.key
     )
@@ -109,7 +109,7 @@ def foresee_enqueued(
     return too_late(
         left,
         start=start,
-        finish=start + timedelta(seconds=min(seconds, _FOREVER)),
+        finish=start + timedelta(seconds=min(seconds, FOREVER)),
         expiration=ends[0] if campaign.expires_in > 0 else None,
         finish_by=campaign.finish_by,
         key=campaign.key,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sender.cli.campaign_show import stopped_text
 from sender.cli.output import console, print_json
 from sender.cli.tables import facts, listed, moment, print_table, table
 from sender.client import Sender
@@ -247,10 +248,14 @@ def pause(
     bundle_id: BundleId,
     reason: Annotated[str, typer.Option(help="Why, for the others.")] = "paused by a person",
 ) -> None:
-    """Stop all campaigns of an app where they are."""
+    """Stop all campaigns of an app where they are. Returns when the workers have stopped, or after a second."""
     with Sender() as sender:
         paused = sender.apps.pause(bundle_id, reason)
+        stopped = [sender.campaigns.report(row.key) for row in sender.campaigns.list(app=bundle_id, state="running")]
+        heeded = sender.apps.halted(bundle_id)
     console.print(f"{bundle_id} is paused" + ("" if paused else " already"), highlight=False)
+    if stopped:
+        console.print(stopped_text(stopped, heeded), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

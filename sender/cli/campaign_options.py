@@ -71,6 +71,16 @@ def campaign_options(
     segment: Annotated[str | None, typer.Option(metavar="FILE|-", help="A segment as JSON.")] = None,
     sample: Annotated[str | None, typer.Option(metavar="1%", help="Only this share of the devices.")] = None,
     rate: Annotated[str | None, typer.Option(metavar="N|unlimited", help="Pushes a second.")] = None,
+    over: Annotated[
+        str | None, typer.Option(metavar="2h", help="Spread it over this time, in the place of a rate.")
+    ] = None,
+    finish_by: Annotated[
+        str | None, typer.Option(metavar="TIME", help="When it should be done: warns when it cannot be.")
+    ] = None,
+    exclude_sent: Annotated[
+        list[str] | None,
+        typer.Option("--exclude-sent", metavar="KEY", help="Leave out whom this ended campaign was sent to."),
+    ] = None,
     expires_in: Annotated[
         str | None, typer.Option(metavar="30d", help="From the start; 0: one attempt, never stored.")
     ] = None,
@@ -150,6 +160,8 @@ def read_campaign(options: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         "audience": _collect(faults, read_audience, options, key),
         "rate": _collect(faults, read_rate, options["rate"]),
+        "over": _collect(faults, read_duration, options["over"], "--over"),
+        "finish_by": _collect(faults, read_time, options["finish_by"], "--finish-by"),
         "expires_in": _collect(faults, read_duration, options["expires_in"], "--expires-in"),
         "grace": _collect(faults, read_duration, options["grace"], "--grace"),
         "send_at": _collect(faults, read_time, options["at"], "--at"),
@@ -159,7 +171,11 @@ def read_campaign(options: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         raise InvalidCampaignError("campaign", faults)
     message = values.pop("message")
-    rest = {"batch_size": options["batch_size"], "delivery": options["delivery"]}
+    rest = {
+        "batch_size": options["batch_size"],
+        "delivery": options["delivery"],
+        "exclude_sent": tuple(options["exclude_sent"] or ()),
+    }
     return {"bundle_id": options["app"], "key": key, **values, **message, **rest}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from sender.cli.campaign_show import preview_json, print_report, print_request, 
 from sender.cli.canary import sample_text
 from sender.cli.live import duration, exclusions
 from sender.cli.live import watch as watch_live
-from sender.cli.output import console, error_console, print_json
+from sender.cli.output import console, error_console, print_json, warn
 from sender.client import Sender
 from sender.errors import SenderError
 from sender.policy.states import CampaignState
@@ -43,7 +43,9 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
                     "audience": rehearsal.count.total,
                     "excluded": rehearsal.count.excluded,
                     "rate": plan.rate,
+                    "over": plan.over,
                     "seconds": rehearsal.seconds,
+                    "warnings": rehearsal.warnings,
                     "send_at": plan.send_at,
                     "canary": plan.canary.to_json() if plan.canary else None,
                     "request": preview_json(rehearsal.preview),
@@ -59,12 +61,17 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
             send_at=plan.send_at,
             canary=plan.canary.to_json() if plan.canary else None,
             preview=rehearsal.preview,
+            over=plan.over,
+            warnings=rehearsal.warnings,
         )
         if dry_run:
             console.print("dry run: nothing was written", style="bold")
             return None
         _confirm(rehearsal.count.total)
-    return sender.campaigns.enqueue(**wanted).key
+    campaign = sender.campaigns.enqueue(**wanted)
+    if not as_json and not asks:  # who was asked has read them
+        warn(campaign.warnings)
+    return campaign.key
 
 
 def release(sender: Sender, key: str, *, at: str | None, dry_run: bool, yes: bool, as_json: bool) -> str | None:
@@ -87,6 +94,8 @@ def release(sender: Sender, key: str, *, at: str | None, dry_run: bool, yes: boo
             send_at=send_at or row.send_at,
             canary=report.canary,
             preview=preview,
+            over=row.over,
+            warnings=report.warnings,
         )
         if dry_run:
             console.print("dry run: nothing was written", style="bold")
@@ -138,21 +147,25 @@ def _show(
     send_at: datetime | None,
     canary: Mapping[str, Any] | None,
     preview: Preview,
+    over: float | None,
+    warnings: Sequence[str],
 ) -> None:
-    seconds = None if rate is None else count.total / rate
+    seconds = over if over is not None else None if rate is None else count.total / rate
+    limit = "unlimited" if rate is None else f"{rate:,g} pushes a second"
     lines = [
         ("campaign", key),
         ("app", app),
         ("segment", segment_text(segment)),
         ("audience", f"{count.total:,} devices"),
         ("left out", exclusions(count.excluded) or "nobody"),
-        ("rate", "unlimited" if rate is None else f"{rate:,g} pushes a second"),
+        ("rate", limit if over is None else "what spreads it over the time it takes"),
         ("start", f"{send_at:%Y-%m-%d %H:%M:%S %Z}" if send_at else "now"),
         *([("canary", f"{sample_text(canary)} first{', then it waits' if canary['hold'] else ''}")] if canary else []),
         ("takes", "as long as APNs does" if seconds is None else f"about {duration(seconds)} at that rate"),
     ]
     for name, text in lines:
         console.print(f"{name:<9} {text}", markup=False, highlight=False, soft_wrap=True)
+    warn(warnings)
     console.print()
     print_request(preview)
     console.print()

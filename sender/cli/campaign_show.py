@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sender.cli.live import exclusions, render
-from sender.cli.output import console, print_json
+from sender.cli.output import console, jsonable, print_json
 from sender.cli.tables import counted, table
 from sender.cli.tables import print_table as print_listing
 from sender.preview import Preview
@@ -15,16 +15,23 @@ from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
 
 
-def print_report(report: Report, *, as_json: bool) -> None:
-    """One campaign."""
+def print_report(report: Report, *, as_json: bool, acknowledged: bool | None = None) -> None:
+    """One campaign; after an order to stop also whether the workers have heeded it."""
     if as_json:
-        print_json(report)
+        print_json(jsonable(report) | ({} if acknowledged is None else {"acknowledged": acknowledged}))
         return
     console.print(render(report))
+    if acknowledged is not None:
+        console.print()
+        console.print(stopped_text([report], acknowledged), markup=False, highlight=False, soft_wrap=True)
     details = {
         "left out": exclusions(report.excluded),
         "re-tested": report.retested
         and f"{counted(report.retested, 'device')} out of quarantine, as part of the audience",
+        "finishes": report.expected_finish
+        and not report.finished
+        and f"about {report.expected_finish:%Y-%m-%d %H:%M:%S %Z}",
+        "finish by": report.finish_by and f"{report.finish_by:%Y-%m-%d %H:%M:%S %Z}",
         "expiration": report.expiration and f"{report.expiration:%Y-%m-%d %H:%M:%S %Z}",
         "created": f"{report.created_at:%Y-%m-%d %H:%M:%S %Z}",
         "started": report.started_at and f"{report.started_at:%Y-%m-%d %H:%M:%S %Z}",
@@ -36,6 +43,18 @@ def print_report(report: Report, *, as_json: bool) -> None:
             console.print(f"{name:<11} {text}", markup=False, highlight=False, soft_wrap=True)
     if report.rejected or report.failed or report.unknown:
         console.print(f"see also: sender activity --campaign {report.key}", style="dim", markup=False, soft_wrap=True)
+
+
+def stopped_text(stopped: Sequence[Report], acknowledged: bool) -> str:
+    """What campaigns that were ordered to stop have sent, have under way, and have not sent."""
+    accepted, in_flight = (sum(getattr(report, name) for report in stopped) for name in ("sent", "in_flight"))
+    remaining = sum(report.pending + report.retrying for report in stopped)
+    heeded = (
+        "no worker issues anything more"
+        if acknowledged
+        else "not every worker has said yet that it issues nothing more"
+    )
+    return f"{accepted:,} accepted, {in_flight:,} in flight, {remaining:,} remain: {heeded}"
 
 
 def print_table(rows: Sequence[CampaignRow], *, as_json: bool) -> None:

@@ -6,10 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from sender.cli.campaign_options import campaign_options, message_options, read_campaign, with_options
+from sender.campaign_change import KEPT
+from sender.cli.campaign_options import (
+    campaign_options,
+    message_options,
+    read_campaign,
+    read_duration,
+    read_rate,
+    read_time,
+    with_options,
+)
 from sender.cli.campaign_send import exit_code_of, follow, release, send_now
 from sender.cli.campaign_show import print_preview, print_report, print_table
-from sender.cli.output import console, print_json
+from sender.cli.output import console, print_json, warn
 from sender.client import Sender
 from sender.errors import InvalidInputError
 from sender.policy.states import CampaignState
@@ -34,6 +43,7 @@ def create(options: dict[str, Any], as_json: AsJson = False) -> None:
         if as_json:
             print_json(campaign.report())
             return
+        warn(campaign.warnings)
         console.print(f"{campaign.key} is {campaign.state}", markup=False, highlight=False)
         if campaign.state is CampaignState.DRAFT:
             console.print(f"next: sender campaigns preview {campaign.key}; sender campaigns send {campaign.key}")
@@ -99,10 +109,10 @@ def show(key: Key, as_json: AsJson = False, watch: Watch = False) -> None:
 
 @app.command()
 def pause(key: Key, reason: Reason = None, as_json: AsJson = False) -> None:
-    """Stop sending until `resume`."""
+    """Stop sending until `resume`. Returns when the workers have stopped, or after a second."""
     with Sender() as sender:
-        sender.campaigns.pause(key, reason=reason, actor="operator")
-        print_report(sender.campaigns.report(key), as_json=as_json)
+        campaign = sender.campaigns.pause(key, reason=reason, actor="operator")
+        print_report(campaign.report(), as_json=as_json, acknowledged=campaign.acknowledged)
 
 
 @app.command()
@@ -117,8 +127,36 @@ def resume(key: Key, as_json: AsJson = False) -> None:
 def cancel(key: Key, reason: Reason = None, as_json: AsJson = False) -> None:
     """End a campaign for good: what was not sent ends as cancelled."""
     with Sender() as sender:
-        sender.campaigns.cancel(key, reason=reason, actor="operator")
-        print_report(sender.campaigns.report(key), as_json=as_json)
+        campaign = sender.campaigns.cancel(key, reason=reason, actor="operator")
+        print_report(campaign.report(), as_json=as_json, acknowledged=campaign.acknowledged)
+
+
+@app.command("set")
+def set_(
+    key: Key,
+    *,
+    rate: Annotated[str | None, typer.Option(metavar="N|unlimited", help="Pushes a second.")] = None,
+    over: Annotated[str | None, typer.Option(metavar="2h", help="Spread what is left over this time from now.")] = None,
+    finish_by: Annotated[
+        str | None, typer.Option(metavar="TIME|none", help="When it should be done: warns when it cannot be.")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(metavar="30d", help="From the start; once it has started only later than before.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the pace or the deadlines of a campaign that has not ended; workers follow within two seconds."""
+    with Sender() as sender:
+        campaign = sender.campaigns.change(
+            key,
+            rate=KEPT if rate is None else read_rate(rate),
+            over=read_duration(over, "--over"),
+            finish_by=KEPT
+            if finish_by is None
+            else read_time(None if finish_by == "none" else finish_by, "--finish-by"),
+            expires_in=read_duration(expires_in, "--expires-in"),
+        )
+        print_report(campaign.report(), as_json=as_json)
 
 
 @app.command()

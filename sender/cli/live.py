@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,11 +18,13 @@ from sender.cli.canary import canary_text
 from sender.cli.output import console as default_console
 from sender.client import Sender
 from sender.policy.outcomes import explain
+from sender.prospects import in_words
 from sender.store.reports import FINAL, Report
 from sender.store.segments import CAUSES
 
 _REFRESH = 0.5  # seconds between two looks
 _LINE_EVERY = 5.0  # seconds between two lines without a terminal
+duration = in_words
 _WINDOW = 5.0  # seconds over which the speed is measured
 _MOST_REASONS = 12
 _COLOURS = {"sent": "green", "rejected": "red", "failed": "red", "unknown": "yellow", "retrying": "yellow"}
@@ -91,6 +93,7 @@ def render(report: Report, speed: float | None = None) -> RenderableType:
     held = why_held(report)
     if held:
         parts.append(Text(held, style="bold yellow"))
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     return Group(*parts)
 
 
@@ -100,14 +103,14 @@ def one_line(report: Report, speed: float | None = None) -> str:
         f"{name} {getattr(report, name):,}" for name in (*FINAL, "retrying", "in_flight") if getattr(report, name)
     ]
     canary = f"canary {report.canary_state}" if report.canary_state not in (None, "passed") else ""
-    pushes = f"{speed:,.0f}/s" if speed and not report.finished else ""
+    pace = pushes(speed) if speed and not report.finished else ""
     resting = [f"credential {each.credential} {each.in_words()}" for each in report.credentials]
     parts = [
         f"{report.key}: {report.state}",
         f"{report.final:,} of {about(report)}",
         canary,
         *figures,
-        pushes,
+        pace,
         *resting,
     ]
     return ", ".join(part for part in parts if part)
@@ -157,19 +160,16 @@ def about(report: Report) -> str:
     return f"about {report.audience:,}" if report.audience_is_estimate else f"{report.audience:,}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 3:20, 2:05:00, 3 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds >= 3 * 86_400:
-        return f"{seconds / 86_400:.0f} days"
-    text = str(timedelta(seconds=round(seconds)))
-    return text.removeprefix("0:")
+def pushes(speed: float) -> str:
+    """A speed in pushes a second."""
+    return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s"
 
 
 def _headline(report: Report) -> Text:
     style = {"completed": "bold green", "failed": "bold red", "paused": "bold yellow"}.get(report.state, "bold")
-    rate = "no rate limit" if report.rate is None else f"at most {report.rate:,g}/s"
+    rate = "no rate limit" if report.rate is None else f"at most {report.rate:,.4g}/s"
+    if report.over is not None and report.started_at is None:
+        rate = f"over {duration(report.over)}"
     return Text.assemble((report.key, "bold"), f"  {report.app}  ", (report.state, style), f"  {rate}")
 
 
@@ -196,12 +196,14 @@ def _pace_line(report: Report, speed: float | None) -> Text:
         return Text("draft: `sender campaigns send` releases it" if report.state == "draft" else when, style="dim")
     seconds = max(((report.finished_at or report.now) - report.started_at).total_seconds(), 0.001)
     average = answered(report) / seconds
-    parts = [f"{duration(seconds)}", f"{average:,.0f}/s on average"]
+    parts = [f"{duration(seconds)}", f"{pushes(average)} on average"]
     if report.state == "running":
-        parts.insert(0, f"{average if speed is None else speed:,.0f}/s")
+        parts.insert(0, pushes(speed if speed is not None else report.rate_now or 0.0))
         left = report.pending + report.in_flight
-        if left and speed:
-            parts.append(f"about {duration(left / speed)} left")
+        if left and report.expected_finish is not None:
+            parts.append(f"about {duration((report.expected_finish - report.now).total_seconds())} left")
+        elif left and (speed or report.rate_now):
+            parts.append(f"about {duration(left / (speed or report.rate_now or 1.0))} left")
         elif not left and report.retrying:
             parts.append(f"{report.retrying:,} waiting for a retry")
     return Text("  ".join(parts))

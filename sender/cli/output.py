@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
@@ -63,6 +63,12 @@ def report_bug(error: Exception) -> None:
 
 def _say_error(text: str) -> None:
     error_console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """A line each on standard error."""
+    for warning in warnings:
+        error_console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
