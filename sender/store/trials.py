@@ -45,7 +45,8 @@ _OPEN = "INSERT INTO {s}.trials (campaign_id, environment) VALUES (%s, %s) ON CO
 
 #: A worker that stands still with the lock must not hold up those that only ask.
 _LOCK = """
-SELECT state, resumed, accepted, bad_token, wrong_topic, gone, moved FROM {s}.trials WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
+SELECT state, resumed, accepted, bad_token, wrong_topic, gone, moved FROM {s}.trials
+WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
 """
 
 #: Under the lock, and a statement of its own, so that it sees what the last holder of the lock reserved.

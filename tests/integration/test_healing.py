@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sender.client import Sender
+from sender.engine.delivery import send_batch
+from sender.engine.runtime import Runtime
 from sender.errors import ConflictError
 from sender.model import ACCEPTED, Answer, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
@@ -71,6 +73,18 @@ def test_a_table_that_was_imported_with_the_wrong_environment_is_delivered_and_m
     old, new = {"environment": "production"}, {"environment": "sandbox"}
     assert rows == [("environment_changed", "apns", "BadDeviceToken", old, new, 5000, 5000)]
     assert engine.rows("SELECT state, judged, moved, probed FROM {s}.trials") == [("trusted", 5000, 5000, 500)]
+
+
+def test_another_worker_takes_over_what_was_learned(engine: Engine, settings: Settings) -> None:
+    apns = Apns(engine, sandbox=lambda n: True, production=lambda n: False)
+    engine.add_devices(2000)
+    engine.enqueue()
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    other = Runtime(settings, role="campaign", clients=engine.apns)  # type: ignore[arg-type]
+    send_batch(other, engine.queue.pop(0))
+    other.close()
+    assert (apns.production, apns.sandbox) == (500, 1000)
 
 
 def test_the_success_counts_where_it_was_accepted(engine: Engine) -> None:
