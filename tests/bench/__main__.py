@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for part in parts:
             _measure(part, steps[part])
-    for line in (*report.tables(results), *report.verdicts(results)):
+    for line in report.tables(results):
+        print(line)
+    for line in report.verdicts(results) if set(parts) & set(PARTS) else ():
         print(line)
     if given.json:
         given.json.write_text(json.dumps(_as_json(results), indent=1))

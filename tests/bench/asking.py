@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from structlog.testing import capture_logs
+
 from sender.client import Sender
+from sender.engine.retention import retain
 from sender.settings import Settings
 from sender.store.database import Database
 from tests.bench import history, questions
@@ -44,9 +47,30 @@ def measure(place: Place, of: History, say: Callable[[str], None]) -> Iterator[A
                 f"{of.campaigns:,} campaigns, {of.ledger:,} deliveries, {of.changes:,} changes and {of.devices:,} "
                 f"devices written in {time.monotonic() - started:.0f} s"
             )
-            asked = {**questions.narrow(sender, database, settings, of), **questions.wide(sender)}
+            asked = {
+                **questions.narrow(sender, database, settings, of),
+                **questions.wide(sender),
+                **questions.huge(sender),
+            }
             for name, ask in asked.items():
                 yield _ask(name, ask)
+            yield _retain(database, settings)
+
+
+def _retain(database: Database, settings: Settings) -> Asked:
+    """Everything that retention does at once, by the rows that it went through, dropped months not counted."""
+    kept = settings.model_copy(update={"retain_errors": None})
+    count = "SELECT count(*) FROM {s}.deliveries"
+    with database.transaction() as transaction:
+        [(before,)] = transaction.execute(count).fetchall()
+    started = time.perf_counter()
+    with capture_logs():
+        for _ in retain(database, kept):
+            pass
+    took = (time.perf_counter() - started) * 1000
+    with database.transaction() as transaction:
+        [(after,)] = transaction.execute(count).fetchall()
+    return Asked(question="retention --run, sent rows removed", milliseconds=took, rows={"deliveries": before - after})
 
 
 def _ask(name: str, ask: Callable[[], object]) -> Asked:

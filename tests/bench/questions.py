@@ -70,6 +70,14 @@ def wide(sender: Sender) -> Questions:
     }
 
 
+def huge(sender: Sender) -> Questions:
+    """The same of an app that has nearly all devices: what they cost is what there is."""
+    return {
+        "devices count, of the large app": lambda: sender.devices.count(BIG),
+        "campaigns count, of the large app": lambda: sender.campaigns.count(BIG),
+    }
+
+
 def _a_device(database: Database) -> tuple[str, str]:
     with database.transaction() as transaction:
         [(token, user)] = transaction.execute(
