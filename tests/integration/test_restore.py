@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from uuid import uuid4
 
 import pytest
@@ -207,41 +208,40 @@ def test_what_is_not_plainly_meant_is_refused(world: World) -> None:
         world.sender.devices.restore(campaign="nothing")
 
 
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from(["bad", "gone", "register", "release", "confirm", "opt_out", "opt_in"]),
-        st.integers(0, 2),  # which device
-        st.sampled_from(["a", "b"]),
-    ),
-    max_size=12,
-)
+def life(chance: Random) -> list[tuple[str, str | None]]:
+    """What happens to one device: hits mostly, and what makes them possible or stands in a restore's way. Drawn evenly:
+    what matters are pairs and triples, which a search for small examples seldom makes."""
+    hits = [(kind, key) for kind in ("bad", "gone") for key in ("a", "b")]
+    others = [(kind, None) for kind in ("register", "release", "confirm", "opt_out", "opt_in")]
+    return [chance.choice(hits * 3 + others) for _ in range(chance.randint(2, 5))]
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-@given(events=EVENTS, steps=st.integers(1, 4))
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 7))
 def test_a_restore_after_arbitrary_events_brings_back_exactly_what_it_should(
-    world: World, events: list[tuple[str, int, str]], steps: int
+    world: World, seed: int, steps: int
 ) -> None:
     """The model: a device goes back by undoing its last change, and the one before, as long as they are campaign a's;
     nothing else of it is touched."""
+    chance = Random(seed)
+    lives = [life(chance) for _ in range(12)]
     name = uuid4().hex
     campaigns = {key: world.campaign(f"{name}-{key}") for key in ("a", "b")}
-    ids = [world.device(uuid4().int) for _ in range(3)]
+    ids = [world.device(uuid4().int) for _ in lives]
     history: dict[int, list[tuple[str, str | None]]] = {id: [("active", None)] for id in ids}
-    for event, which, key in events:
-        id = ids[which]
-        before = world.row(id)[0]
+    for id, (event, key) in [(id, event) for id, life in zip(ids, lives, strict=True) for event in life]:
+        before = world.row(id)
         match event:
             case "bad" | "gone":
-                getattr(world, event)([id], campaigns[key])
+                getattr(world, event)([id], campaigns[key or ""])
             case "opt_out" | "opt_in":
                 getattr(world.sender.devices, event)(APP, world.tokens([id])[0][1])
             case _:
                 getattr(world, event)(id)
-        if world.row(id)[0] != before:
-            history[id].append((world.row(id)[0], key if event in ("bad", "gone") else None))
+        if world.row(id)[0] != before[0]:
+            history[id].append((world.row(id)[0], key))
     expected = {}
     for id, states in history.items():
         left = list(states)
