@@ -1,9 +1,11 @@
 """One push now, without queue or campaign, with everything that went over the wire: for trying out an app, a token or
-a credential. Changes nothing in the database."""
+a credential. It has its place under the limits of the app and the installation; nothing else changes in the database.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +14,8 @@ from typing import Any
 from uuid import uuid4
 
 from sender.campaign_plan import check_duration
-from sender.errors import InvalidInputError, MissingExtraError, NotFoundError
+from sender.engine.pacing import limits_of, take_grant
+from sender.errors import InvalidInputError, MissingExtraError, NotFoundError, SenderError
 from sender.model import (
     TOPIC_SUFFIX,
     Accepted,
@@ -33,6 +36,13 @@ from sender.store.apps import App
 from sender.store.database import Transaction
 from sender.tokens import normalise, prefix
 
+#: Seconds for which a single push waits for its turn.
+PATIENCE = 30.0
+
+
+class RateLimitError(SenderError):
+    """Raised when the limits leave no room for a single push within half a minute."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -42,6 +52,8 @@ class Target:
     token: str = field(repr=False)
     environment: Environment
     credential: CredentialRef
+    app_id: int
+    app_rate: float | None  # pushes a second over everything of the app; None: unlimited
     others: int = 0  # further devices of the user that it does not go to
     known: bool = False  # whether the device is registered
 
@@ -123,6 +135,7 @@ def push(
             collapse_id=encoded.collapse_id,
         ),
     )
+    _take_leave(services, target)
     started = time.perf_counter()
     answer = _send(services.settings, target.credential, one)
     return PushResult(
@@ -135,6 +148,23 @@ def push(
         seconds=time.perf_counter() - started,
         rule=rule_for(answer),
     )
+
+
+def _take_leave(services: Services, target: Target) -> None:
+    """Wait for this push's place under the limits, before campaigns that have none yet. Raises `RateLimitError`."""
+    limits = limits_of(
+        installation=services.settings.rate,
+        app_id=target.app_id,
+        app=target.app_rate,
+        campaign_id=None,
+        campaign=None,
+    )
+    leave = take_grant(services.database, lambda: limits, 1, threading.Event(), urgent=True, patience=PATIENCE)
+    if not leave.pushes:
+        raise RateLimitError(
+            f"the limits of app {target.app} and of the installation leave no room for another {leave.wait:,.0f} s: "
+            f"try again then, or raise them (sender apps rate {target.app} …, SENDER_RATE)"
+        )
 
 
 def other_environment(services: Services, target: Target) -> Target | None:
@@ -184,6 +214,8 @@ def _of_user(transaction: Transaction, app: App, user: str, environment: Environ
     chosen = devices[0]
     target = _target(app, chosen.token, environment or chosen.environment, known=True)
     return Target(
+        app_id=target.app_id,
+        app_rate=target.app_rate,
         app=target.app,
         token=target.token,
         environment=target.environment,
@@ -203,7 +235,15 @@ def _target(app: App, token: str, environment: Environment, *, known: bool) -> T
                 f"--environment {environment}`"
             ],
         )
-    return Target(app=app.bundle_id, token=token, environment=environment, credential=ref, known=known)
+    return Target(
+        app=app.bundle_id,
+        token=token,
+        environment=environment,
+        credential=ref,
+        app_id=app.id,
+        app_rate=app.rate,
+        known=known,
+    )
 
 
 def _only(app: App) -> Environment:

@@ -146,14 +146,13 @@ def set_(
     as_json: AsJson = False,
 ) -> None:
     """Change the pace or the deadlines of a campaign that has not ended; workers follow within two seconds."""
+    until = read_time(None if finish_by == "none" else finish_by, "--finish-by")
     with Sender() as sender:
         campaign = sender.campaigns.change(
             key,
             rate=KEPT if rate is None else read_rate(rate),
             over=read_duration(over, "--over"),
-            finish_by=KEPT
-            if finish_by is None
-            else read_time(None if finish_by == "none" else finish_by, "--finish-by"),
+            finish_by=KEPT if finish_by is None else until,
             expires_in=read_duration(expires_in, "--expires-in"),
         )
         print_report(campaign.report(), as_json=as_json)
