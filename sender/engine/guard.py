@@ -172,12 +172,13 @@ class Guard:
         if trial.state is TrialState.TRIPPED:
             self._stop(claim.campaign.id)
             return Ruling.DROP
-        usual = baselines.load(transaction, claim.campaign.app_id).get(environment)
-        least = least_of(claim.campaign.audience, self.thresholds)
-        trip = assess(trial.counts, usual, self.thresholds, least=least, gone_allowed=trial.resumed)
-        if trip is not None:
-            self._trip(transaction, claim, environment, trip, tally)
-            return Ruling.DROP
+        if may_be_suspicious(trial.counts, self.thresholds):
+            usual = baselines.load(transaction, claim.campaign.app_id).get(environment)
+            least = least_of(claim.campaign.audience, self.thresholds)
+            trip = assess(trial.counts, usual, self.thresholds, least=least, gone_allowed=trial.resumed)
+            if trip is not None:
+                self._trip(transaction, claim, environment, trip, tally)
+                return Ruling.DROP
         if trial.counts.judged < self.thresholds.judged:
             return Ruling.STAGE
         trust(transaction, claim.campaign.app_id, trial)
@@ -288,9 +289,13 @@ def trust(transaction: Transaction, app_id: int, trial: trials.Trial) -> None:
 
 
 def trust_ended(database: Database) -> None:
-    """End the trials of campaigns whose audience was too small for a verdict: what was not suspicious is trusted."""
+    """End the trials of campaigns whose audience was too small for a verdict: what was not suspicious is trusted. So
+    are the 410s that a worker left waiting when it died."""
     with database.transaction() as transaction:
-        found = trials.ended(transaction)
+        found, left = trials.ended(transaction), trials.left_behind(transaction)
+    for campaign_id, environment in left:
+        with database.transaction() as transaction:
+            trials.apply_staged(transaction, campaign_id, environment)
     for app_id, trial in found:
         with database.transaction() as transaction:
             trust(transaction, app_id, trial)

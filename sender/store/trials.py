@@ -122,6 +122,14 @@ WHERE t.state = 'trial' AND c.finished_at IS NULL
       <= t.judged
 """
 
+#: Of a trusted campaign, whose worker would have decided on them long ago. There are hardly ever any staged rows.
+_LEFT_BEHIND = """
+SELECT DISTINCT s.campaign_id, s.environment
+FROM {s}.staged s JOIN {s}.campaigns c ON c.id = s.campaign_id
+JOIN {s}.trials t ON t.campaign_id = s.campaign_id AND t.environment = s.environment
+WHERE t.state = 'trusted' AND c.finished_at < now() - interval '5 minutes'
+"""
+
 _STAGE = """
 INSERT INTO {s}.staged (campaign_id, environment, device_id, token, registered_at, gone_at, reason, apns_id)
 SELECT %(campaign)s, h.* FROM unnest(%(environments)s::text[], %(ids)s::bigint[], %(tokens)s::text[],
@@ -221,6 +229,11 @@ def of(transaction: Transaction, campaign_id: int) -> dict[str, Trial]:
 def ended(transaction: Transaction) -> list[tuple[int, Trial]]:
     """Trials that will not get enough answers to end by themselves: (app id, trial)."""
     return [(app_id, _trial(row)) for app_id, *row in transaction.execute(_ENDED)]
+
+
+def left_behind(transaction: Transaction) -> list[tuple[int, str]]:
+    """Where 410s wait for a worker that is gone: (campaign, environment) of each."""
+    return [(id, environment) for id, environment in transaction.execute(_LEFT_BEHIND)]
 
 
 def stage(transaction: Transaction, campaign_id: int, hits: Sequence[Gone]) -> None:

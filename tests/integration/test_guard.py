@@ -471,6 +471,20 @@ def test_410s_that_come_out_of_nowhere_wait_and_are_believed_when_they_stay_a_fe
     assert engine.states() == {"active": 5500, "invalid": 500}
 
 
+def test_410s_that_a_dead_worker_left_waiting_are_believed_in_the_end(engine: Engine) -> None:
+    remember(engine, accepted=9500, gone=500)
+    engine.add_devices(2000, registered_at=EARLIER)
+    engine.answer(lambda push: GONE if number(push) > 1500 else ACCEPTED)
+    engine.enqueue()
+    engine.run()
+    assert engine.report().state == "completed"
+    assert len(engine.rows("SELECT FROM {s}.staged")) == 500
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET finished_at = finished_at - interval '10 minutes'")
+    engine.sweep()
+    assert engine.states() == {"active": 1500, "invalid": 500}
+
+
 def test_410s_that_come_out_of_nowhere_and_go_on_trip_it_and_are_dropped(engine: Engine) -> None:
     remember(engine, accepted=9500, gone=500)
     engine.add_devices(9000, registered_at=EARLIER)
