@@ -164,7 +164,7 @@ def load_settings(**overrides: Any) -> Settings:
     found = {
         name: SecretStr(running[name])
         for name in ("database_url", "broker_url")
-        if getattr(settings, name) is None and running.get(name)
+        if getattr(settings, name) is None and isinstance(running.get(name), str)
     }
     return settings.model_copy(update=found) if found else settings
 
@@ -198,7 +198,7 @@ def running_servers(data_dir: Path) -> dict[str, Any]:
         return {}
     try:
         written = json.loads((data_dir / SERVERS_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return written if isinstance(written, dict) and isinstance(written.get("pid"), int) else {}
 

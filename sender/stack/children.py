@@ -139,8 +139,9 @@ class Children:
 def find_leftovers(data: DataDirectory) -> list[psutil.Process]:
     """Processes of an earlier `sender up` on this directory that was killed; never a stranger with a pid of theirs."""
     found = []
-    for entry in data.read(PROCESSES_FILE).get("processes", []):
-        with contextlib.suppress(psutil.Error, KeyError, TypeError):
+    recorded = data.read(PROCESSES_FILE).get("processes")
+    for entry in recorded if isinstance(recorded, list) else ():
+        with contextlib.suppress(psutil.Error, KeyError, TypeError, ValueError, OverflowError):
             process = psutil.Process(entry["pid"])
             if abs(process.create_time() - entry["created"]) < SAME_START and PROGRAM in process.cmdline():
                 found.append(process)

@@ -101,7 +101,7 @@ class DataDirectory:
             return {}
         except OSError as error:
             raise self._refusal(error) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigurationError(f"{self.path / name} is damaged (no JSON): restore it or remove it") from None
         return value if isinstance(value, dict) else {}
 

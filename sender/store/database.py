@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -258,6 +259,13 @@ def normalise_url(url: str) -> str:
     head, separator, rest = url.partition("://")
     if not separator or head.split("+")[0] not in {"postgresql", "postgres"}:
         raise ConfigurationError("SENDER_DATABASE_URL must look like postgresql://user:password@host:5432/name")
+    try:
+        conninfo_to_dict(f"postgresql://{rest}")
+    except psycopg.Error:  # whose message holds the part that it trips over, which may be of the password
+        raise ConfigurationError(
+            "SENDER_DATABASE_URL cannot be read: special characters in the user and the password must be "
+            "percent-encoded, as in p%40ss for p@ss"
+        ) from None
     return f"postgresql://{rest}"
 
 

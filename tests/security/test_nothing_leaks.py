@@ -63,9 +63,8 @@ def test_the_search_would_find_what_it_looks_for(stage: Stage) -> None:
 
 
 def flower(stage: Stage, path: str, *, password: str | None, method: str = "GET") -> tuple[int, str]:
-    url = next(
-        line.split()[1] for line in (stage.rehearsal.directory / "up.log").read_text().splitlines() if "flower" in line
-    )
+    said = (stage.rehearsal.directory / "up.log").read_text().splitlines()
+    url = next(line.split()[1] for line in said if line.startswith("flower    http"))
     request = urllib.request.Request(f"{url}{path}", method=method, data=b"{}" if method == "POST" else None)
     if password is not None:
         login = base64.b64encode(f"sender:{password}".encode()).decode()
