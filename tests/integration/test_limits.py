@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
-from sender.engine.pacing import Leave, limits_of, take_grant
-from sender.policy.pace import lateness
+from sender.engine.pacing import HOLDS, Leave, limits_of, take_grant
+from sender.policy.pace import grant_size, lateness
 from sender.store.database import Database
-from sender.store.limits import Limit, take
+from sender.store.limits import Grant, Limit, take
 
 
 def ahead(database: Database, scope: str) -> float:
@@ -89,6 +91,112 @@ def test_workers_that_ask_at_once_share_one_rate(database: Database) -> None:
         ).fetchone() or (0,)
     assert pushes == 4 * 5 * 2  # a twentieth of 50 a grant
     assert seconds >= pushes / 50 - lateness(50) - 0.001  # never faster than the rate
+
+
+@pytest.mark.parametrize("rate", [0.2, 5.0, 333.3, 2000.0])
+def test_a_rate_is_exact_over_a_minute_whoever_asks(
+    database: Database, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    minute = 60.0
+    monkeypatch.setattr("sender.store.limits.URGENT_AHEAD", minute)  # a minute is given out at once, and not waited for
+    limits = [Limit(scope="installation", rate=rate * 1.5), Limit(scope="app:1", rate=rate)]
+    size = grant_size(rate, 500)
+
+    def ask(_: int) -> list[float]:
+        """The starts of the grants that one worker gets, until there is none within the minute."""
+        starts = []
+        while True:
+            with database.transaction() as transaction:
+                if not take(transaction, limits, size, urgent=True).granted:
+                    return starts
+                row = transaction.execute(
+                    "SELECT extract(epoch FROM free_at)::float8 FROM {s}.limits WHERE scope = 'app:1'"
+                ).fetchone()
+                assert row is not None
+                starts.append(row[0] - size / rate)
+
+    with ThreadPoolExecutor(8) as pool:
+        starts = sorted(start for each in pool.map(ask, range(8)) for start in each)
+    gaps = [later - earlier for earlier, later in pairwise(starts)]
+    assert min(gaps) >= size / rate - 1e-4  # never closer
+    assert max(gaps) <= size / rate + 1e-4  # and nothing lost between
+    seconds = starts[-1] - starts[0] + size / rate
+    assert seconds >= minute - lateness(rate)
+    assert abs(len(starts) * size - rate * seconds) <= max(0.02 * rate * seconds, 1)
+
+
+def test_a_limit_that_could_go_earlier_loses_nothing_by_one_that_cannot(database: Database) -> None:
+    app, slow = Limit(scope="app:1", rate=1000.0), Limit(scope="campaign:1", rate=5.0)
+    for _ in range(2):  # the second one starts a fifth of a second from now
+        with database.transaction() as transaction:
+            assert take(transaction, [app, slow], 1).granted
+    assert ahead(database, "app:1") < 0.1
+    assert ahead(database, "campaign:1") > 0.2
+
+
+def test_a_small_delay_does_not_lower_a_slow_rate(database: Database) -> None:
+    limits = [Limit(scope="campaign:1", rate=0.01)]
+    with database.transaction() as transaction:
+        take(transaction, limits, 1)
+        transaction.execute("UPDATE {s}.limits SET free_at = clock_timestamp() - interval '0.5 seconds'")
+        assert take(transaction, limits, 1) == Grant(granted=True, delay=0.0)
+    assert ahead(database, "campaign:1") < 99.6  # its next push comes when it would have come without the delay
+
+
+def test_an_urgent_push_has_its_place_before_those_that_have_none(database: Database) -> None:
+    app = [Limit(scope="app:1", rate=2.0)]
+    with database.transaction() as transaction:
+        assert take(transaction, app, 1).granted
+        assert not take(transaction, app, 1).granted  # half a second is further than a grant reaches
+        urgent = take(transaction, app, 1, urgent=True)
+        assert urgent.granted
+        assert urgent.delay > 0.25
+        assert take(transaction, app, 1).delay > 0.5  # behind it
+
+
+def test_a_slow_rate_of_its_own_holds_no_thread_however_urgent_it_is(database: Database) -> None:
+    limits = [Limit(scope="campaign:1", rate=2.0)]
+    with database.transaction() as transaction:
+        assert take(transaction, limits, 1, urgent=True).granted
+        assert not take(transaction, limits, 1, urgent=True).granted
+
+
+def test_a_batch_that_was_held_for_long_goes_back_with_what_is_left_of_it(database: Database) -> None:
+    limits = [Limit(scope="campaign:1", rate=5.0)]
+    stopped = threading.Event()
+    assert take_grant(database, lambda: limits, 1, stopped).pushes == 1
+    assert take_grant(database, lambda: limits, 1, stopped).pushes == 1  # waited for
+    left = take_grant(database, lambda: limits, 1, stopped, held=HOLDS)
+    assert left.pushes == 0
+    assert left.wait > 0
+
+
+def test_a_batch_that_comes_in_vain_comes_less_often(database: Database) -> None:
+    limits = [Limit(scope="campaign:1", rate=2.0)]
+    stopped = threading.Event()
+    assert take_grant(database, lambda: limits, 1, stopped).pushes == 1
+    first, later = (take_grant(database, lambda: limits, 1, stopped, tries=tries).wait for tries in (1, 3))
+    assert later > 2 * first
+
+
+def test_a_worker_that_stood_still_asks_anew_and_starts_no_burst(database: Database) -> None:
+    limits = [Limit(scope="campaign:1", rate=5.0)]
+
+    class Frozen(threading.Event):
+        """A worker whose process is stopped for a second while it waits for the start it was granted."""
+
+        waited = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waited += 1
+            time.sleep((timeout or 0.0) + (1.0 if self.waited == 1 else 0.0))
+            return self.is_set()
+
+    assert take_grant(database, lambda: limits, 1, threading.Event()).pushes == 1
+    frozen = Frozen()
+    assert take_grant(database, lambda: limits, 1, frozen).pushes == 1
+    assert frozen.waited == 2
+    assert ahead(database, "campaign:1") > 0.05  # of the time when it went, not of the one that it had missed
 
 
 def test_a_stop_ends_the_waiting(database: Database) -> None:
