@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.chaos.books import Moment
+from tests.chaos.faults import FAULTS
 from tests.chaos.flight import LARGEST, Bound, Harm, bound_of
 from tests.chaos.plan import draw
 from tests.chaos.runner import Round
@@ -128,3 +131,9 @@ def test_a_row_of_the_table_has_a_cell_for_every_column() -> None:
     line = row(Round(label="1", seed=7, delivery="at_least_once", struck=("kill beat",), seconds=1.0, verdict=verdict))
     assert line.count("|") == head().splitlines()[0].count("|")
     assert "0/1,500" in line and "**broken**: 2 left open" in line
+
+
+def test_every_fault_is_told_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "chaos.md").read_text()
+    told = re.findall(r"^\| ([^|]+) \|.*\|.*\|.*\|$", page.partition("## Faults")[2], re.MULTILINE)
+    assert set(told) - {"Fault"} == {fault.name for fault in FAULTS}

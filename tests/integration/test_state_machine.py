@@ -14,8 +14,8 @@ from sender.store.database import Database
 from tests.integration.engine import Engine
 from tests.integration.machine import Machine
 
-#: More of them look further: SENDER_TEST_EXAMPLES=1000 draws as many, others every time.
-MORE = int(os.environ.get("SENDER_TEST_EXAMPLES", "0"))
+#: More of them look further: STATE_MACHINE_EXAMPLES=1000 draws as many, others every time.
+MORE = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 EXAMPLES, STEPS = 15, 40
 
 #: Everything but the schema's own version.

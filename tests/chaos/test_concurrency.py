@@ -1,0 +1,250 @@
+"""Everything that may happen twice at once, at once, on a real PostgreSQL: it happens once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from sender.client import Sender
+from sender.engine.delivery import send_batch
+from sender.engine.fanout import cut_campaign
+from sender.engine.poison import part_suspected
+from sender.engine.recording import record
+from sender.engine.results import Results
+from sender.engine.tick import tick
+from sender.policy.poison import MOST_FAILURES
+from sender.settings import Settings
+from sender.store import batches, intents, ledger, poison
+from sender.store.batches import Claim
+from sender.store.database import Database
+from tests.integration.campaign_rows import PAYLOAD
+from tests.integration.engine import BUNDLE, Engine, engine_on
+
+ROUNDS = 8
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, sender: Sender) -> Iterator[Engine]:
+    with engine_on(settings, database, sender) as engine:
+        yield engine
+
+
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """Take these steps at the same moment, each on a thread of its own; their results, or the first error."""
+    barrier = threading.Barrier(len(steps))
+
+    def take(step: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return step()
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return [future.result() for future in [pool.submit(take, step) for step in steps]]
+
+
+def in_transaction(engine: Engine, step: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    def run() -> Any:
+        with engine.database.transaction() as transaction:
+            return step(transaction, *arguments)
+
+    return run
+
+
+def claimed(engine: Engine, batch: int) -> Claim:
+    claim: Claim | None = in_transaction(engine, batches.claim, batch)()
+    assert claim is not None
+    return claim
+
+
+def lose(engine: Engine, claim: Claim) -> bool:
+    """What sweep does for a dead worker, to the word (the tests' database is younger than a lease)."""
+    taken: bool = in_transaction(engine, reclaim, claim)()
+    return taken
+
+
+def reclaim(transaction: Any, claim: Claim) -> bool:
+    return batches.reclaim(transaction, claim.batch_id, claim.owner, 0, lease=0.0)
+
+
+def assert_books_balance(engine: Engine, devices: int) -> None:
+    """One row of the ledger a device, and counts on the batches that agree with it."""
+    ((rows, distinct),) = engine.rows("SELECT count(*), count(DISTINCT device_id) FROM {s}.deliveries")
+    ((counted,),) = engine.rows(
+        "SELECT sum(sent + rejected + skipped + expired + unknown + cancelled + failed) FROM {s}.batches"
+    )
+    assert rows == distinct == counted == devices
+
+
+def test_a_batch_that_eight_workers_want_is_claimed_by_one(engine: Engine) -> None:
+    engine.add_devices(ROUNDS)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    for batch in engine.queue:
+        claims = together(*[in_transaction(engine, batches.claim, batch)] * 8)
+        assert sum(claim is not None for claim in claims) == 1
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+def test_the_same_task_twice_at_once_in_one_process_pushes_once(engine: Engine, delivery: str) -> None:
+    engine.add_devices(ROUNDS * 20)
+    engine.enqueue(batch_size=20, delivery=delivery)
+    engine.start()
+    for batch in engine.queue[:]:
+        done = together(*[lambda batch=batch: send_batch(engine.runtime, batch)] * 4)
+        assert sum("skipped" not in each for each in done) == 1
+    assert set(engine.received.values()) == {1} and len(engine.received) == ROUNDS * 20
+    assert_books_balance(engine, ROUNDS * 20)
+
+
+def test_two_ticks_start_a_campaign_once(engine: Engine) -> None:
+    engine.add_devices(3)
+    for number in range(ROUNDS):
+        engine.enqueue(f"c{number}")
+        started = together(*[lambda: tick(engine.database)] * 3)
+        assert sum(key == f"c{number}" for turn in started for _, key in turn) == 1
+
+
+def test_two_fan_outs_cut_every_device_once(engine: Engine) -> None:
+    engine.add_devices(2000)
+    engine.enqueue(batch_size=100)
+    ((campaign, _),) = tick(engine.database)
+    together(*[lambda: cut_campaign(engine.database, campaign, engine.publish)] * 3)
+    ((cut, distinct),) = engine.rows("SELECT count(*), count(DISTINCT id) FROM {s}.batches, unnest(device_ids) AS id")
+    assert cut == distinct == 2000
+    assert len(engine.queue) == len(set(engine.queue))
+
+
+def test_a_campaign_that_is_enqueued_eight_times_at_once_exists_once(engine: Engine) -> None:
+    engine.add_devices(3)
+
+    def enqueue() -> bool:
+        return engine.sender.campaigns.enqueue(BUNDLE, key="same", payload=PAYLOAD).key == "same"
+
+    assert all(together(*[enqueue] * 8))
+    assert engine.rows("SELECT count(*) FROM {s}.campaigns") == [(1,)]
+
+
+def test_two_sweeps_take_a_claim_back_once_and_never_one_that_is_being_recorded(engine: Engine) -> None:
+    engine.add_devices(ROUNDS)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    for batch in engine.queue:
+        claim = claimed(engine, batch)
+        (device,) = claim.device_ids
+
+        def finish(claim: Claim = claim, device: int = device) -> Any:
+            with engine.database.transaction() as transaction:
+                return record(transaction, claim, Results(sent=[device]), scale=1.0)
+
+        sweep = in_transaction(engine, reclaim, claim)
+        first, second, recorded = together(sweep, sweep, finish)
+        assert first + second + ("fenced" not in recorded) == 1
+    assert_books_balance(engine, ROUNDS)
+
+
+def test_what_a_dying_claim_announces_is_seen_by_the_next_one_or_not_announced(engine: Engine) -> None:
+    engine.add_devices(ROUNDS * 5)
+    engine.enqueue(batch_size=5, delivery="at_most_once")
+    engine.start()
+
+    def take_over(claim: Claim) -> set[int]:
+        while not lose(engine, claim):
+            pass
+        with engine.database.transaction() as transaction:
+            new = batches.claim(transaction, claim.batch_id)
+            assert new is not None
+            return intents.open_of(transaction, new.campaign.id, new.device_ids)
+
+    for batch in engine.queue[:ROUNDS]:
+        claim = claimed(engine, batch)
+        parts = [claim.device_ids[:2], claim.device_ids[2:4], claim.device_ids[4:]]
+
+        def issue(claim: Claim = claim, parts: Any = parts) -> set[int]:
+            sent: set[int] = set()
+            for part in parts:
+                sent |= in_transaction(engine, intents.announce, claim, part)()
+            return sent
+
+        sent, known = together(issue, lambda claim=claim: take_over(claim))
+        assert sent <= known
+
+
+def test_answers_of_a_fenced_worker_and_of_its_successor_are_counted_once(engine: Engine) -> None:
+    engine.add_devices(ROUNDS * 10)
+    engine.enqueue(batch_size=10)
+    engine.start()
+    for batch in engine.queue:
+        old = claimed(engine, batch)
+        assert lose(engine, old)
+        new = claimed(engine, batch)
+
+        def write(claim: Claim) -> Any:
+            with engine.database.transaction() as transaction:
+                return record(transaction, claim, Results(sent=list(claim.device_ids)), scale=1.0)
+
+        together(lambda old=old: write(old), lambda new=new: write(new))
+    assert_books_balance(engine, ROUNDS * 10)
+    engine.sweep()
+    assert engine.report().finished
+
+
+def test_a_batch_is_parted_once_though_a_fenced_worker_records_it_at_the_same_time(engine: Engine) -> None:
+    engine.add_devices(ROUNDS * 6)
+    engine.enqueue(batch_size=6)
+    engine.start()
+    for batch in engine.queue:
+        old = claimed(engine, batch)
+        assert lose(engine, old)
+        with engine.database.transaction() as transaction:
+            transaction.execute("UPDATE {s}.batches SET failures = %s WHERE id = %s", (MOST_FAILURES, batch))
+
+        def write(claim: Claim = old) -> Any:
+            with engine.database.transaction() as transaction:
+                return record(transaction, claim, Results(sent=list(claim.device_ids[:3])), scale=1.0)
+
+        together(lambda: part_suspected(engine.database), lambda: part_suspected(engine.database), write)
+    assert engine.rows("SELECT FROM {s}.batches WHERE size > 1 AND state <> 'done'") == []
+    ((singles, distinct),) = engine.rows(
+        "SELECT count(*), count(DISTINCT device_ids[1]) FROM {s}.batches WHERE size = 1"
+    )
+    assert singles == distinct
+    engine.queue.clear()
+    engine.bring_forward()
+    engine.run()
+    assert_books_balance(engine, ROUNDS * 6)
+    assert engine.outcomes() == {"sent": ROUNDS * 6}
+
+
+def test_a_parted_device_that_is_failed_twice_at_once_is_counted_once(engine: Engine) -> None:
+    engine.add_devices(ROUNDS)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.batches SET failures = 100")
+    for batch in engine.queue:
+        parted = together(*[in_transaction(engine, poison.part, batch)] * 3)
+        assert sum(sentence is not None for sentence in parted) == 1
+    assert_books_balance(engine, ROUNDS)
+
+
+def test_a_cancelled_campaign_is_ended_once_by_two_sweeps_and_a_worker(engine: Engine) -> None:
+    engine.add_devices(ROUNDS * 5)
+    engine.enqueue(batch_size=5)
+    engine.start()
+    claims = [claimed(engine, batch) for batch in engine.queue[:3]]
+    engine.sender.campaigns.cancel("hello")
+
+    def write() -> None:
+        for claim in claims:
+            with engine.database.transaction() as transaction:
+                record(transaction, claim, Results(sent=list(claim.device_ids)), scale=1.0)
+
+    together(in_transaction(engine, ledger.end_open), in_transaction(engine, ledger.end_open), write)
+    engine.sweep()
+    engine.sweep()
+    assert engine.outcomes() == {"sent": 15, "cancelled": ROUNDS * 5 - 15}
+    assert_books_balance(engine, ROUNDS * 5)
+    assert engine.report().finished
