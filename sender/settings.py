@@ -51,11 +51,11 @@ class Settings(BaseSettings):
 
     # Retention, in days; empty: kept for ever
     retain_sent: int | None = Field(30, ge=1)  # whole months of `sent` rows; the batches of campaigns that have ended
-    retain_errors: int | None = Field(180, ge=1)  # whole months of the ledger; not shorter than retain_sent
+    retain_errors: int | None = Field(180, ge=1, validate_default=True)  # whole months of the ledger; at least as long
     retain_changelog: int | None = Field(None, ge=1)  # whole months of the push changelog
 
-    # Guard: answers that point at the configuration and not at the devices; shares of those that say something of a token
-    guard_outstanding: int = Field(500, ge=1)  # pushes of a starting campaign that wait for results, in each environment
+    # Guard: answers that point at the configuration and not at the devices; shares of those that tell of a token
+    guard_outstanding: int = Field(500, ge=1)  # pushes of a starting campaign that wait for results, per environment
     guard_judged: int = Field(300, ge=1)  # results that end a start; fewer trip nothing but a tiny audience
     guard_window: int = Field(2000, ge=1)  # results that each worker looks back on afterwards
     guard_share: float = Field(0.2, gt=0, le=1)  # of BadDeviceToken and DeviceTokenNotForTopic, from which it trips
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         if value is not None and "retain_sent" in info.data:
             sent = info.data["retain_sent"]
             if sent is None or sent > value:
-                raise ValueError("must not be shorter than SENDER_RETAIN_SENT")
+                raise ValueError("must not be shorter than SENDER_RETAIN_SENT: set both, or both empty")
         return value
 
     @field_validator("broker_url")

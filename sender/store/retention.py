@@ -195,15 +195,17 @@ def swap(transaction: Transaction, month: Month, copy: Copy) -> bool:
 
 
 def drop(transaction: Transaction, month: Month) -> bool:
-    """Drop a month. False when a campaign was enqueued meanwhile that needs its rows."""
+    """Drop a month. False when it is gone already, or a campaign was enqueued meanwhile that needs its rows."""
     lock_timeout(transaction, SWAP_WITHIN)
+    if not is_there(transaction, month):
+        return False
     if month.parent == LEDGER:
         transaction.execute(_HOLD, _span(month))
         if references(transaction, month):
             return False
         transaction.execute(_MARK, _span(month) | {"kept": []})
         transaction.execute(f"DROP TABLE IF EXISTS {{s}}.{_beside(month)}")
-    transaction.execute(f"DROP TABLE IF EXISTS {{s}}.{month.name}")
+    transaction.execute(f"DROP TABLE {{s}}.{month.name}")
     return True
 
 

@@ -459,3 +459,30 @@ def test_the_doctor_says_how_large_it_is_and_what_should_have_gone(ledger: Ledge
     ledger.rows("UPDATE {s}.campaigns SET finished_at = now() RETURNING 1")
     ledger.retain()
     assert [each.status for each in check_storage(ledger.settings)] == [Status.OK]
+
+
+# --- partitions that must be there ------------------------------------------------------------------------------------
+
+
+def test_a_campaign_that_starts_makes_its_partition_beside_an_open_insert(ledger: Ledger) -> None:
+    old = ledger.campaign("old", OLD)
+    ledger.sender.campaigns.enqueue(APP, key="now", payload=PAYLOAD)
+    with ledger.database.transaction() as transaction:
+        transaction.execute(f"DROP TABLE {{s}}.deliveries_{TODAY:%Y_%m}")
+    with ledger.database.transaction() as transaction:
+        transaction.execute(INSERT, (OLD, old, 3001))
+        assert [key for _, key in tick(ledger.database)] == ["now"]
+        assert TODAY.replace(day=1) in ledger.months()
+        transaction.execute(INSERT, (OLD, old, 3002))
+
+
+def test_a_campaign_whose_partition_cannot_be_made_waits_for_it(ledger: Ledger) -> None:
+    ledger.sender.campaigns.enqueue(APP, key="now", payload=PAYLOAD)
+    with ledger.database.transaction() as transaction:
+        transaction.execute(f"DROP TABLE {{s}}.deliveries_{TODAY:%Y_%m}")
+    with ledger.database.transaction() as transaction:
+        transaction.execute("LOCK TABLE ONLY {s}.deliveries IN SHARE UPDATE EXCLUSIVE MODE")
+        assert tick(ledger.database) == []
+        assert ledger.sender.campaigns.load("now").state == "scheduled"
+    assert [key for _, key in tick(ledger.database)] == ["now"]
+    assert ledger.sender.campaigns.load("now").state == "running"

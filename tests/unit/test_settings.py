@@ -192,3 +192,19 @@ def test_a_damaged_servers_file_counts_as_none(tmp_path: Path, text: str) -> Non
     (tmp_path / SERVERS_FILE).write_text(text)
     with running(tmp_path):
         assert running_servers(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"retain_sent": ""}, {"retain_sent": 365}, {"retain_errors": 7}, {"retain_sent": 0}, {"retain_changelog": 0}],
+)
+def test_errors_are_not_dropped_before_what_was_sent(given: dict[str, object]) -> None:
+    """A month is dropped as a whole, so that its errors must be kept for at least as long."""
+    with pytest.raises(ConfigurationError, match="SENDER_RETAIN_"):
+        load_settings(**given)
+
+
+def test_retention_can_be_longer_or_for_ever() -> None:
+    assert load_settings(retain_sent=365, retain_errors=365).retain_errors == 365
+    for_ever = load_settings(retain_sent="", retain_errors="", retain_changelog="")
+    assert (for_ever.retain_sent, for_ever.retain_errors, for_ever.retain_changelog) == (None, None, None)
