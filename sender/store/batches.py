@@ -170,9 +170,9 @@ WHERE c.id = %(campaign)s AND b.id > c.low_batch_id AND b.state = 'claimed' AND 
   AND b.id <> %(batch)s LIMIT 1
 """
 
+#: Held whoever it belongs to: all who record a batch go through its row first, and never wait for each other crosswise.
 _FENCE = """
-SELECT 1 FROM {s}.batches WHERE id = %(batch)s AND epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed'
-FOR UPDATE
+SELECT epoch = %(epoch)s AND owner = %(owner)s AND state = 'claimed' FROM {s}.batches WHERE id = %(batch)s FOR UPDATE
 """
 
 _FINISH = """
@@ -265,7 +265,8 @@ def settled(transaction: Transaction, claim: Claim) -> set[int]:
 
 def fence(transaction: Transaction, claim: Claim) -> bool:
     """Whether the claim is still ours; holds its row until the transaction ends."""
-    return transaction.execute(_FENCE, _name(claim)).fetchone() is not None
+    row = transaction.execute(_FENCE, _name(claim)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def release(

@@ -112,7 +112,9 @@ def test_two_fan_outs_cut_every_device_once(engine: Engine) -> None:
     engine.enqueue(batch_size=100)
     ((campaign, _),) = tick(engine.database)
     together(*[lambda: cut_campaign(engine.database, campaign, engine.publish)] * 3)
-    ((cut, distinct),) = engine.rows("SELECT count(*), count(DISTINCT id) FROM {s}.batches, unnest(device_ids) AS id")
+    ((cut, distinct),) = engine.rows(
+        "SELECT count(*), count(DISTINCT d.id) FROM {s}.batches, unnest(device_ids) AS d(id)"
+    )
     assert cut == distinct == 2000
     assert len(engine.queue) == len(set(engine.queue))
 
