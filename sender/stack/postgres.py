@@ -49,6 +49,8 @@ OPTIONS = {
     "wal_level": "minimal",  # nobody replicates an embedded server; bulk loads into new tables skip the log
     "max_wal_senders": "0",
     "logging_collector": "off",
+    "log_error_verbosity": "terse",  # no DETAIL and CONTEXT, which hold values of rows
+    "log_min_error_statement": "panic",  # nor statements
     "log_line_prefix": "%m [%p] ",
     "lc_messages": "C",
     "timezone": "UTC",

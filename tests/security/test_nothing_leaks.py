@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from sender import Alert, Payload
@@ -22,7 +23,8 @@ DEVICES = 400
 
 def test_nothing_of_a_campaign_can_be_read_beside_the_database(stage: Stage, tmp_path: Path) -> None:
     devices = write_devices(tmp_path / "devices.csv", DEVICES)
-    assert stage.sender.devices.import_file(tmp_path / "devices.csv", app=BUNDLE_ID).added == DEVICES
+    assert stage.sender.devices.import_file(tmp_path / "devices.csv", app=BUNDLE_ID).lines == DEVICES
+    assert sum(stage.sender.devices.count(BUNDLE_ID).values()) == DEVICES
     for kind in ("at_least_once", "at_most_once"):
         stage.sender.campaigns.enqueue(
             BUNDLE_ID,
@@ -48,6 +50,14 @@ def test_nothing_of_a_campaign_can_be_read_beside_the_database(stage: Stage, tmp
         assert pattern.search(text) is None, (source, pattern.search(text))
         assert re.search(rb"eyJ[\w-]{8,}\.eyJ", text) is None, f"a provider token in {source}"
         assert b"PRIVATE KEY" not in text, source
+
+
+def test_an_error_of_a_statement_leaves_no_row_in_the_servers_log(stage: Stage) -> None:
+    row = "INSERT INTO {s}.users (external_id) VALUES ('person-of-4715'), ('person-of-4715')"
+    with pytest.raises(psycopg.errors.UniqueViolation), stage.sender.devices._services.database.transaction() as each:
+        each.execute(row)
+    log = stage.log("postgres")
+    assert "duplicate key value violates unique constraint" in log and "person-of-4715" not in log
 
 
 def test_the_search_would_find_what_it_looks_for(stage: Stage) -> None:

@@ -87,6 +87,42 @@ def test_redis_never_evicts_and_has_a_password() -> None:
     assert "maxmemory-policy noeviction" in script and "requirepass" in script
 
 
+@pytest.mark.parametrize("name", ["postgres", "redis"])
+def test_the_servers_have_few_rights_and_no_way_out(name: str) -> None:
+    service = SERVICES[name]
+    assert service["networks"] == ["inner"] and COMPOSE["networks"]["inner"]["internal"] is True
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "ports" not in service
+
+
+def test_postgres_asks_everybody_for_a_password_and_logs_no_values() -> None:
+    service = SERVICES["postgres"]
+    assert service["environment"]["POSTGRES_INITDB_ARGS"] == "--auth=scram-sha-256"
+    assert {"log_error_verbosity=terse", "log_min_error_statement=panic"} <= set(service["command"])
+
+
+def test_only_what_sends_and_the_command_line_see_the_keys() -> None:
+    assert {name for name, service in SERVICES.items() if "secrets/apns" in str(service.get("volumes"))} == {
+        "worker",
+        "worker-priority",
+        "worker-control",
+        "cli",
+    }
+    for service in SERVICES.values():
+        assert all(each.endswith(":ro") for each in service.get("volumes", []) if each.startswith("./"))
+
+
+def test_flower_does_not_know_the_databases_password_nor_the_migrations_the_brokers() -> None:
+    assert "database_password" not in SERVICES["flower"]["secrets"]
+    assert SERVICES["migrate"]["secrets"] == ["database_password"]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if "build" not in SERVICES[name]])
+def test_images_of_others_are_pinned_to_a_version(name: str) -> None:
+    assert re.fullmatch(r"[a-z]+:\d+(\.\d+)?-bookworm", SERVICES[name]["image"])
+
+
 def test_flower_has_a_password_and_listens_on_this_host_only() -> None:
     flower = SERVICES["flower"]
     assert flower["environment"]["SENDER_FLOWER_PASSWORD_FILE"] == "/run/secrets/flower_password"
@@ -96,14 +132,14 @@ def test_flower_has_a_password_and_listens_on_this_host_only() -> None:
 def test_no_password_stands_in_the_file_or_in_an_environment() -> None:
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
-            assert "PASSWORD" not in name or str(value).startswith("/run/secrets/")
+            assert "PASSWORD" not in name or value == "" or str(value).startswith("/run/secrets/")
     for secret in COMPOSE["secrets"].values():
         assert secret["file"].startswith("./secrets/")
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_secret_that_a_service_reads_is_mounted_in_it(name: str) -> None:
-    files = [value for key, value in OURS[name]["environment"].items() if key.endswith("_PASSWORD_FILE")]
+    files = [value for key, value in OURS[name]["environment"].items() if key.endswith("_PASSWORD_FILE") and value]
     assert {value.removeprefix("/run/secrets/") for value in files} == set(OURS[name]["secrets"])
 
 
