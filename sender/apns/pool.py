@@ -25,9 +25,12 @@ from sender.model import Answer, NotProcessed, Rejected
 
 #: Seconds between two attempts to connect, whatever happens: a server that refuses sees at most five a second.
 SHORTEST_PAUSE = 0.2
+#: Seconds after the first failure in a row, doubled with each: half of it random, so that many processes which lose
+#: their connections together make few attempts a second.
+FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 #: Failures in a row after which pushes are no longer kept waiting for the next attempt.
-PATIENCE = 3
+PATIENCE = 2
 #: A connection that was lost sooner without having answered anything counts as a failure.
 USEFUL_AFTER = 10.0
 #: Seconds for which pushes wait for streams before another connection is opened.
@@ -441,7 +444,7 @@ class WirePool(APNsBaseConnectionPool):
 
     def _back_off(self, failures: int) -> None:
         self.failures += failures
-        pause = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(self.failures, 20))
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 20))
         self._next_attempt = self.loop.time() + max(SHORTEST_PAUSE, pause * (0.5 + 0.5 * random.random()))  # noqa: S311
 
     # --- watching ---------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def check_pauses(snapshot: Snapshot) -> Iterator[Finding]:
         advice = "nothing to do: it comes back by itself"
         if not breaker.closed and bundle_ids:
             advice = f"nothing to do, or, if you know that APNs is well: `sender apps close-breaker {bundle_ids[0]}`"
-        yield warning("credentials", f"{breaker.credential} {breaker.in_words()}", advice)
+        yield warning("apps", f"credential {breaker.credential} {breaker.in_words()}", advice)
 
 
 def _identities(app: AppHealth) -> set[str]:

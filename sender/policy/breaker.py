@@ -66,7 +66,7 @@ class Tally:
     goaways: int = 0  # with an error
     lost: int = 0  # connections that broke with pushes in flight
     limit_falls: int = 0  # times that a proven connection's MAX_CONCURRENT_STREAMS was lowered
-    down: bool = False  # several attempts to connect failed in a row, and there is no connection
+    down: bool = False  # attempts to connect failed again and again, and there is no connection
     unreachable_for: float = 0.0  # seconds for which there was none although one was wanted
     cause: str = ""  # the last one that a connection named
 

@@ -263,6 +263,7 @@ def _open(transaction: Transaction, known: Breaker, opening: Opening) -> Breaker
 
 
 def _locked(transaction: Transaction, identity: str) -> Breaker:
+    transaction.execute("INSERT INTO {s}.breakers (credential) VALUES (%s) ON CONFLICT DO NOTHING", (identity,))
     row = transaction.row(_LOCK, {"credential": identity, "forgiven": FORGIVEN_AFTER})
     if row is None:
         return Breaker(credential=identity)
