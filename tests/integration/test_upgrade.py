@@ -79,7 +79,7 @@ def test_a_credential_that_rested_goes_on_resting(postgres_url: str, schema: str
 def test_what_was_running_completes_and_reaches_everybody_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what a worker of the old version held when it died, with some of its rows written."""
     clock = [1000.0]
-    monkeypatch.setattr("sender.engine.sweep.lease_clock", lambda: clock[0])
+    monkeypatch.setattr("sender.engine.reclaiming.lease_clock", lambda: clock[0])
     was_sent = {device for (device,) in engine.rows("SELECT device_id FROM {s}.deliveries WHERE campaign_id = 2")}
     for _ in range(100):
         engine.start()
