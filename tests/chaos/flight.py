@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sender.engine.runtime import SLICE
 from tests.chaos.books import Moment
 from tests.chaos.stack import THREADS, WORKERS
 
@@ -18,6 +19,7 @@ class Harm(StrEnum):
     NOTHING = "nothing"
     ONE_WORKER = "what one worker had in flight"
     IN_FLIGHT = "what all workers had in flight"
+    COMMITS = "what was just being announced"  # at most once: a lost connection leaves open whether it is committed
     UNANSWERED = "what the simulator itself left unanswered"  # counted by it, at the end
 
 
@@ -72,7 +74,7 @@ def _intended(before: Moment | None, after: Moment | None) -> int | None:
 def _most(devices: int | None, harm: Harm, *, at_once: bool) -> int:
     if harm in {Harm.NOTHING, Harm.UNANSWERED}:
         return 0
-    capacity = THREADS * LARGEST * (1 if harm is Harm.ONE_WORKER else WORKERS)
+    capacity = THREADS * (SLICE if harm is Harm.COMMITS else LARGEST) * (1 if harm is Harm.ONE_WORKER else WORKERS)
     if devices is None:
         return capacity
     return min(devices, capacity) if at_once else devices

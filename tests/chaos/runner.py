@@ -53,10 +53,10 @@ class Striker(threading.Thread):
         self._stack = stack
         self._key = key
 
-    @property
-    def told(self) -> str:
-        """Its name, and how many devices it may have had repeated."""
-        return f"{self.name} ({self.bound.repeats:,})" if self.bound.repeats else self.name
+    def told(self, *, at_most_once: bool) -> str:
+        """Its name, and how many devices it may have had repeated, or left unknown."""
+        most = self.bound.unknown if at_most_once else self.bound.repeats
+        return f"{self.name} ({most:,})" if most else self.name
 
     def run(self) -> None:
         fault = self.planned.fault
@@ -98,8 +98,9 @@ def run_round(
     state = _wait_for_end(stack, name, end=began + LONGEST)
     seconds = time.monotonic() - began
     bound = sum((striker.bound for striker in strikers), Bound())
-    verdict = judge(_evidence(stack, name, state), bound, at_most_once=delivery == "at_most_once", failures=failures)
-    struck = tuple(striker.told for striker in strikers)
+    at_most_once = delivery == "at_most_once"
+    verdict = judge(_evidence(stack, name, state), bound, at_most_once=at_most_once, failures=failures)
+    struck = tuple(striker.told(at_most_once=at_most_once) for striker in strikers)
     return Round(label=label or name, seed=seed, delivery=delivery, struck=struck, seconds=seconds, verdict=verdict)
 
 

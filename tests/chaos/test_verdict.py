@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sender.engine.runtime import SLICE
 from tests.chaos.books import Moment
 from tests.chaos.faults import FAULTS
 from tests.chaos.flight import LARGEST, Bound, Harm, bound_of
@@ -108,6 +109,12 @@ def test_a_fault_that_goes_on_may_repeat_what_was_delivered_and_not_written_down
     few = bound_of(before, after, repeats=Harm.IN_FLIGHT, unknown=Harm.NOTHING, delivered=9_000)
     many = bound_of(before, after, repeats=Harm.IN_FLIGHT, unknown=Harm.NOTHING, delivered=90_000)
     assert (few.repeats, many.repeats) == (8_000, 100 * LARGEST)
+
+
+def test_a_cut_commit_leaves_no_more_in_doubt_than_a_slice_of_every_thread() -> None:
+    after = moment(batch1=(100, True, LARGEST), intents=3_000)
+    bound = bound_of(moment(), after, repeats=Harm.NOTHING, unknown=Harm.COMMITS)
+    assert bound == Bound(unknown=WORKERS * THREADS * SLICE)
 
 
 def test_an_intent_counts_while_it_is_open_and_when_it_has_ended_as_unknown() -> None:
