@@ -158,7 +158,7 @@ def test_the_rate_of_the_app_holds_for_all_of_its_campaigns_and_single_pushes_to
 
 
 def test_a_pause_stops_within_a_second_and_resuming_makes_no_burst_and_no_duplicate(stack: Stack) -> None:
-    campaign = stack.enqueue("paused", 20_000, rate=None)
+    campaign = stack.enqueue("paused", 10_000, rate=None)
     wait_for(stack, 2000)
     ordered = time.time()
     campaign.pause("a look at it")
@@ -168,7 +168,7 @@ def test_a_pause_stops_within_a_second_and_resuming_makes_no_burst_and_no_duplic
     late = [at for at in stack.arrivals() if at > max(returned, ordered + 1.0)]
     assert not late, f"{len(late)} pushes, the last one {late[-1] - ordered:.2f} s after the order"
     before = stack.seen()
-    assert before < 20_000 * 0.9
+    assert before < 9000
     campaign.change(rate=2000.0)
     resumed = time.time()
     campaign.resume()
