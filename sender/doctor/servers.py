@@ -14,11 +14,15 @@ from sender.errors import SenderError
 from sender.settings import Settings, unknown_variables
 from sender.store import health
 from sender.store.database import Database
+from sender.store.health import ServerHealth
 from sender.store.migrate import MigrationStatus
 from sender.store.migrate import status as migration_status
 
 #: Seconds that each server has to answer.
 PATIENCE = 5.0
+
+#: The share of PostgreSQL's connections in use that is worth a word.
+CROWDED = 0.85
 
 _EVICTION = (
     "set `maxmemory-policy noeviction` in its configuration: an evicted queue is lost until sweep publishes again"
@@ -55,7 +59,19 @@ def check_database(settings: Settings) -> Iterator[Finding]:
         yield failed("database", *_split(error))
         return
     yield ok("database", f"PostgreSQL {server.version} answers in {took:.0f} ms")
+    yield _connections(server)
     yield _migrations(status, schema)
+
+
+def _connections(server: ServerHealth) -> Finding:
+    message = f"{server.connections} of {server.most_connections} connections are in use"
+    if server.connections < CROWDED * server.most_connections:
+        return ok("database", message)
+    return warning(
+        "database",
+        message,
+        "raise max_connections, lower SENDER_DATABASE_POOL_SIZE, or put PgBouncer in between (docs/deployment.md)",
+    )
 
 
 def _database(settings: Settings) -> Database:
@@ -152,7 +168,7 @@ def _plain(error: BaseException, settings: Settings) -> str:
 def _split(error: SenderError) -> tuple[str, str]:
     """(what is wrong, what to do): our messages say both, parted by a colon or a semicolon before the remedy."""
     text = str(error)
-    for mark in ("; check ", ": set ", ": run "):
+    for mark in ("; check ", "; raise ", ": set ", ": run "):
         what, found, remedy = text.partition(mark)
         if found:
             return what, f"{found.lstrip(';: ')}{remedy}"

@@ -18,6 +18,8 @@ class ServerHealth:
 
     version: str  # such as "18.1"
     now: datetime
+    connections: int  # of everybody
+    most_connections: int  # that ordinary roles may have together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,13 @@ class AppHealth:
     credentials: tuple[CredentialRef, ...]
 
 
+_SERVER = """
+SELECT current_setting('server_version') AS version, clock_timestamp() AS now,
+       (SELECT coalesce(sum(numbackends), 0) FROM pg_stat_database)::int AS connections,
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           AS most_connections
+"""
+
 _WORKERS = """
 SELECT role, host, pid, version, credentials,
        extract(epoch FROM now() - seen_at)::float8 AS silent_for,
@@ -64,10 +73,9 @@ ORDER BY a.bundle_id, c.environment
 
 
 def server(transaction: Transaction) -> ServerHealth:
-    """The server's version, and its time at this moment."""
-    statement = "SELECT current_setting('server_version') AS version, clock_timestamp() AS now"
-    [row] = transaction.rows(statement)
-    return ServerHealth(version=row["version"].split()[0], now=row["now"])
+    """The server's version, its time at this moment, and its connections."""
+    [row] = transaction.rows(_SERVER)
+    return ServerHealth(**row | {"version": row["version"].split()[0]})
 
 
 def workers(transaction: Transaction) -> list[WorkerHealth]:

@@ -1,0 +1,215 @@
+"""A database that is away, has no connection left, or comes back: waited for, and named."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from sender.client import Sender
+from sender.doctor.servers import check_database
+from sender.engine import recording
+from sender.engine.delivery import send_batch
+from sender.errors import DatabaseUnavailableError
+from sender.settings import Settings
+from sender.stack.account import forget_homes
+from sender.stack.datadir import DataDirectory
+from sender.stack.postgres import Postgres
+from sender.store import batches
+from sender.store.database import Database, is_outage
+from sender.store.migrate import migrate
+from tests.integration.engine import Engine, engine_on
+
+#: What the small server has for ordinary roles.
+CONNECTIONS = 8
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, sender: Sender) -> Iterator[Engine]:
+    with engine_on(settings, database, sender) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def small_url() -> Iterator[str]:
+    """A PostgreSQL with few connections, and a schema."""
+    directory = Path(tempfile.mkdtemp(prefix="sender-tests-", dir="/tmp"))
+    data = DataDirectory(directory)
+    data.create()
+    server = Postgres(data, durable=False, connections=CONNECTIONS)
+    server.start()
+    try:
+        migrate(server.url, "sender")
+        yield server.url
+    finally:
+        server.stop(now=True)
+        forget_homes(data)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def crowd(small_url: str) -> Iterator[list[psycopg.Connection[Any]]]:
+    """Others, who take every connection that there is."""
+    taken: list[psycopg.Connection[Any]] = []
+    try:
+        while True:
+            taken.append(psycopg.connect(small_url))
+    except psycopg.OperationalError:
+        pass
+    yield taken
+    for connection in taken:
+        connection.close()
+
+
+def test_too_many_connections_are_named_with_what_to_do(small_url: str, crowd: list[psycopg.Connection[Any]]) -> None:
+    database = Database(small_url, schema="sender", timeout=1.0)
+    try:
+        expected = pytest.raises(DatabaseUnavailableError, match=r"no connection left.*max_connections")
+        with expected, database.transaction():
+            pass
+    finally:
+        database.close()
+    (finding,) = check_database(Settings(database_url=small_url))  # type: ignore[arg-type]
+    assert "no connection left" in finding.message and "max_connections" in (finding.advice or "")
+
+
+def test_a_database_that_has_a_connection_again_is_used_again(
+    small_url: str, crowd: list[psycopg.Connection[Any]]
+) -> None:
+    database = Database(small_url, schema="sender", timeout=30.0)
+    free = threading.Timer(1.0, lambda: [connection.close() for connection in crowd[:3]])
+    free.start()
+    try:
+        with database.transaction() as transaction:
+            assert transaction.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        free.join()
+        database.close()
+
+
+def test_a_pool_whose_connections_are_all_busy_says_so(database: Database) -> None:
+    small = Database(database.url, schema=database.schema, pool_size=1, timeout=1.0)
+    try:
+        expected = pytest.raises(DatabaseUnavailableError, match="SENDER_DATABASE_POOL_SIZE")
+        with small.transaction(), expected, small.transaction():
+            pass
+    finally:
+        small.close()
+
+
+def test_crowded_connections_are_a_warning_of_doctor(small_url: str) -> None:
+    others = [psycopg.connect(small_url) for _ in range(CONNECTIONS - 4)]  # three are kept for superusers
+    try:
+        time.sleep(1.1)  # PostgreSQL counts a little later
+        findings = {finding.message: finding.status for finding in check_database(Settings(database_url=small_url))}  # type: ignore[arg-type]
+    finally:
+        for connection in others:
+            connection.close()
+    (status,) = [status for message, status in findings.items() if "connections are in use" in message]
+    assert status == "warning"
+
+
+# --- answers wait in memory ------------------------------------------------------------------------------------------
+
+
+def away(monkeypatch: pytest.MonkeyPatch, times: int | None) -> list[int]:
+    """PostgreSQL is away whenever something is to be recorded, so often. Returns a list that grows by each try."""
+    real, tries = recording.record, []
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        tries.append(1)
+        if times is None or len(tries) <= times:
+            raise psycopg.OperationalError("the connection is lost")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(recording, "record", record)
+    return tries
+
+
+def test_answers_are_kept_through_an_outage_and_written_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add_devices(10)
+    engine.enqueue()
+    engine.start()
+    tries = away(monkeypatch, 3)
+    engine.work()
+    assert len(tries) == 4
+    assert engine.outcomes() == {"sent": 10} and set(engine.received.values()) == {1}
+
+
+def test_a_claim_whose_answers_wait_beats_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+    tries = away(monkeypatch, None)
+
+    def work() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            engine.work()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while not tries:
+            time.sleep(0.02)
+        engine.runtime.leases._beat()
+        assert engine.rows("SELECT state, beats > 0 FROM {s}.batches") == [("claimed", True)]
+    finally:
+        engine.runtime.stopping.hurry()
+        thread.join()
+
+
+def test_a_process_that_must_end_gives_up_what_it_cannot_write(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+    tries = away(monkeypatch, None)
+    engine.runtime.stopping.hurry()
+    with pytest.raises(psycopg.OperationalError):
+        send_batch(engine.runtime, engine.queue.pop())
+    assert len(tries) == 1
+    assert engine.rows("SELECT state FROM {s}.batches") == [("claimed",)]  # until its lease ends
+
+
+def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+
+    def lost(*_: Any) -> Any:
+        raise psycopg.OperationalError("the connection is lost")
+
+    (batch,) = engine.queue
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "targets", lost)
+        with pytest.raises(psycopg.OperationalError):
+            send_batch(engine.runtime, batch)
+    assert engine.rows("SELECT state, failures FROM {s}.batches") == [("open", 0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (psycopg.OperationalError("server closed the connection"), True),
+        (psycopg.errors.TooManyConnections("too many"), True),
+        (psycopg.errors.DiskFull("no space"), True),
+        (psycopg.errors.AdminShutdown("going down"), True),
+        (psycopg.errors.DeadlockDetected("deadlock"), True),
+        (psycopg.errors.ReadOnlySqlTransaction("a standby"), True),
+        (psycopg.errors.UndefinedColumn("migrating"), True),
+        (DatabaseUnavailableError("away"), True),
+        (psycopg.errors.UniqueViolation("twice"), False),
+        (psycopg.errors.NumericValueOutOfRange("too large"), False),
+        (psycopg.errors.ProgramLimitExceeded("too large"), False),
+        (psycopg.DataError("a NUL"), False),
+        (ValueError("ours"), False),
+    ],
+)
+def test_an_outage_is_told_from_an_error_of_the_data(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
