@@ -432,20 +432,16 @@ def test_broad_503s_lower_the_pace_and_calm_raises_it(engine: Engine) -> None:
 
 
 def test_a_lowered_pace_holds_for_every_campaign_of_the_credential(engine: Engine) -> None:
-    engine.add_devices(1000)
+    engine.add_devices(60)
     do(engine, breakers.slow_down, PRODUCTION, measured=100.0, cause="503")
     age(engine, 1)
-    engine.enqueue("one", batch_size=500)
-    engine.enqueue("two", batch_size=500)
-    began = time.monotonic()
+    engine.enqueue("one", batch_size=60)
+    engine.enqueue("two", batch_size=60)
     engine.start()
-    while time.monotonic() - began < 3:
-        engine.work()
-        engine.bring_forward()
-        engine.sweep()
-        time.sleep(0.05)
+    began = time.monotonic()
+    engine.work()
     took = time.monotonic() - began
-    assert len(engine.apns.client.pushes) <= 50 * took + 5
+    assert 10 < len(engine.apns.client.pushes) <= 50 * took + 5
 
 
 # --- people -----------------------------------------------------------------------------------------------------------
