@@ -59,8 +59,8 @@ def check_database(settings: Settings) -> Iterator[Finding]:
         yield failed("database", *_split(error))
         return
     yield ok("database", f"PostgreSQL {server.version} answers in {took:.0f} ms")
-    yield _connections(server)
     yield _migrations(status, schema)
+    yield _connections(server)
 
 
 def _connections(server: ServerHealth) -> Finding:
