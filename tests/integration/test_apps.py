@@ -17,6 +17,8 @@ from sender.errors import ConflictError, CredentialError, InvalidInputError, Not
 from sender.model import Environment
 from sender.policy.states import AppState
 from sender.store import apps as store
+from sender.store import breakers
+from sender.store.breakers import Opening
 from sender.store.database import Database
 
 APP = "com.example.news"
@@ -189,6 +191,29 @@ def test_a_credential_that_went_away_is_a_fault_that_is_shown(run: Callable[...,
     key_file.unlink()
     shown = json.loads(run("apps", "show", APP, "--json").stdout)
     assert shown["credentials"][0]["faults"] == ["there is no such file"]
+
+
+def test_a_breaker_is_shown_with_its_cause_and_closed_by_hand(
+    run: Callable[..., Result], database: Database, key_file: Path
+) -> None:
+    run("apps", "add", APP, "--team-id", TEAM, "--key-file", key_file)
+    assert "no credential" in run("apps", "close-breaker", APP).stdout
+    with database.transaction() as transaction:
+        why = Opening(cause="cannot connect: no route to host", chance=1.0, at_least=600)
+        breakers.trip(transaction, f"key:{TEAM}/KEY1234567:sandbox", why)
+    production, sandbox = json.loads(run("apps", "show", APP, "--json").stdout)["credentials"]
+    assert (production["sending"], production["breaker"]["state"]) == ("sends", "closed")
+    assert sandbox["breaker"]["state"] == "open"
+    assert sandbox["breaker"]["cause"] == "cannot connect: no route to host"
+    assert sandbox["breaker"]["since"] < sandbox["breaker"]["until"]
+    shown = " ".join(run("apps", "show", APP).stdout.split())
+    assert "rests since" in shown
+    assert "no route to host" in shown
+    closed = " ".join(run("apps", "close-breaker", APP, "--environment", "sandbox").stdout.split())
+    assert "sends again" in closed
+    assert "APNs may block a sender" in closed
+    assert "is slowed down to 10 pushes/s" in " ".join(run("apps", "show", APP).stdout.split())
+    assert isinstance(run("apps", "close-breaker", "com.example.nobody").exception, NotFoundError)
 
 
 def test_an_app_with_devices_is_not_removed_without_being_asked(
