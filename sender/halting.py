@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from sender.errors import DatabaseUnavailableError
 from sender.store import halts
-from sender.store.database import Database
+from sender.store.database import TRANSIENT, Database
 
 #: Seconds that an order waits for the workers: a pause stops new pushes within them.
 PATIENCE = 1.0
@@ -22,8 +23,11 @@ def wait_until_halted(
     end = time.monotonic() + timeout
     quiet = 0
     while True:
-        with database.transaction() as transaction:
-            quiet = 0 if halts.issuing(transaction, campaign_id=campaign_id, app_id=app_id) else quiet + 1
+        try:
+            with database.transaction() as transaction:
+                quiet = 0 if halts.issuing(transaction, campaign_id=campaign_id, app_id=app_id) else quiet + 1
+        except (*TRANSIENT, DatabaseUnavailableError):  # what was ordered is written down
+            return False
         if quiet == 2:
             return True
         if time.monotonic() >= end:

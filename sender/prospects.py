@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sender.audience import Segment
 from sender.model import PushType
 from sender.policy.pace import expected_seconds
-from sender.policy.states import CampaignState
+from sender.policy.states import CAMPAIGN_MOVES, CampaignState
 from sender.store import reports
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
@@ -29,7 +29,7 @@ FOREVER = 100 * 365 * 86_400.0
 
 def foresee(report: Report, *, installation_rate: float | None = None) -> Report:
     """The report with its expected finish, and with warnings where that is too late. Limits in pushes a second."""
-    if report.finished or report.state not in (CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.SCHEDULED):
+    if report.finished or not CAMPAIGN_MOVES[report.state]:
         return report
     left = report.pending + report.in_flight + report.retrying
     limit = tightest(report.rate, report.app_rate, installation_rate)

@@ -33,6 +33,10 @@ LEAST_READY, MOST_READY = 12, MOST_OPEN
 #: How much of a campaign's size is taken from quarantine at its end, if nothing else is set (SENDER_RETEST_SHARE).
 RETEST_SHARE = 0.01
 
+#: Seconds from which on a batch rests (its credential does, say) and leaves room for others; and how many may.
+FAR = 30.0
+MOST_RESTING = 2000
+
 #: Seconds of sending that are cut ahead at a limited rate: two ticks, and some.
 OPEN_SECONDS = 2.5
 
@@ -172,10 +176,15 @@ def _step(
             return None
         size = batch_size(cutting.rate, cutting.batch_size)
         found = publishing.look(
-            transaction, campaign_id=campaign_id, app_id=cutting.app_id, low=cutting.low_batch_id, seconds=RESERVED
+            transaction,
+            campaign_id=campaign_id,
+            app_id=cutting.app_id,
+            low=cutting.low_batch_id,
+            seconds=RESERVED,
+            far=max(FAR, 3 / (cutting.rate or 1.0)),
         )
         target = open_target(cutting.rate, size)
-        room = target - found.batches
+        room = target - found.batches + found.resting if found.resting < MOST_RESTING else 0
         paced = is_paced(cutting.rate, size)
         full = room < max(1, 1 if paced else target // 4)  # a step costs as much for one batch as for fifty
         wanted = 0 if full or cutting.finished else max(1, min(room, MOST_CUT // size))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ LONGEST = 10.0
 #: Publishes that happen within this many seconds of each other are done together.
 TOGETHER = 0.005
 
+#: Seconds that the end waits for the last of them.
+CLOSING = 3.0
+
 Publish = Callable[[str, Sequence[int], bool], None]  # campaign key, batch ids, urgent
 
 
@@ -33,11 +37,13 @@ class Later:
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
+        self._thread: threading.Thread | None = None
 
     def start(self, publish: Publish) -> None:
         """Publish with this from now on."""
         self._publish = publish
-        threading.Thread(target=self._run, name="later", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="later", daemon=True)
+        self._thread.start()
 
     def publish(self, key: str, batch_ids: Sequence[int], *, seconds: float, urgent: bool) -> bool:
         """Publish batches of a campaign in `seconds`; False when they are left to the database."""
@@ -51,11 +57,12 @@ class Later:
         return True
 
     def close(self) -> None:
-        """Forget what is left: the sweep finds it."""
+        """Publish what is left, since nobody else knows when it is due. Waits a moment for it."""
         with self._changed:
             self._closed = True
-            self._heap.clear()
             self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(CLOSING)
 
     def _run(self) -> None:
         while (due := self._wait()) is not None:
@@ -73,7 +80,7 @@ class Later:
                 if left is not None and left <= 0:
                     return self._pop(time.monotonic() + TOGETHER)
                 self._changed.wait(left)
-        return None
+            return self._pop(math.inf) or None
 
     def _pop(self, until: float) -> dict[tuple[str, bool], list[int]]:
         due: dict[tuple[str, bool], list[int]] = {}

@@ -192,11 +192,11 @@ class Leases:
         if not stopped:
             return
         with self._database.transaction() as transaction:
-            halts.halt(
+            told = halts.halt(
                 transaction, [lease.claim.batch_id for lease in stopped], [lease.claim.owner for lease in stopped]
             )
         for lease in stopped:
-            lease.told = True
+            lease.told = lease.claim.batch_id in told
 
     def _repeat(self, name: str, interval: float, step: Callable[[], None]) -> None:
         def run() -> None:

@@ -15,6 +15,7 @@ FROM (
     ORDER BY b.id FOR UPDATE OF b SKIP LOCKED  -- what is being recorded is over at once
 ) AS stopped
 WHERE b.id = stopped.id
+RETURNING b.id
 """
 
 _ISSUING = """
@@ -25,9 +26,11 @@ WHERE c.finished_at IS NULL AND c.started_at IS NOT NULL
 """
 
 
-def halt(transaction: Transaction, batch_ids: Sequence[int], owners: Sequence[UUID]) -> None:
-    """Note that these claims issue nothing more."""
-    transaction.execute(_HALT, {"ids": list(batch_ids), "owners": list(owners)})
+def halt(transaction: Transaction, batch_ids: Sequence[int], owners: Sequence[UUID]) -> set[int]:
+    """Note that these claims issue nothing more; returns the batches of which it is noted now. Others are over, or
+    somebody writes to them at the moment."""
+    rows = transaction.execute(_HALT, {"ids": list(batch_ids), "owners": list(owners)})
+    return {id for (id,) in rows}
 
 
 def issuing(transaction: Transaction, *, campaign_id: int | None = None, app_id: int | None = None) -> int:

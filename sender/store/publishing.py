@@ -15,6 +15,7 @@ class Open:
     batches: int
     queued: int  # published, and not claimed yet
     claimed: int
+    resting: int  # due far from now: whom they are for must wait
     published_devices: int  # of the queued and the claimed
     wait: float  # seconds before its limits let another push go
 
@@ -24,6 +25,7 @@ SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1
        count(*) FILTER (WHERE state <> 'done') AS batches,
        count(*) FILTER (WHERE state = 'open' AND published_at IS NOT NULL) AS queued,
        count(*) FILTER (WHERE state = 'claimed') AS claimed,
+       count(*) FILTER (WHERE state = 'open' AND due_at > now() + make_interval(secs => %(far)s)) AS resting,
        coalesce(sum(size) FILTER (WHERE state = 'claimed' OR state = 'open' AND published_at IS NOT NULL), 0)::bigint
            AS published_devices,
        coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {s}.limits
@@ -52,11 +54,13 @@ RETURNING b.id, b.size
 """
 
 
-def look(transaction: Transaction, *, campaign_id: int, app_id: int, low: int, seconds: float) -> Open:
-    """How much of a campaign is open. Also moves its low-water mark up, and renews the fan-out's reservation by
-    `seconds`: its row must be held."""
+def look(
+    transaction: Transaction, *, campaign_id: int, app_id: int, low: int, seconds: float, far: float = 30.0
+) -> Open:
+    """How much of a campaign is open; `far`: from how many seconds on a batch rests. Also moves its low-water mark up,
+    and renews the fan-out's reservation by `seconds`: its row must be held."""
     scopes = [INSTALLATION, f"app:{app_id}", f"campaign:{campaign_id}"]
-    (row,) = transaction.rows(_LOOK, {"campaign": campaign_id, "low": low, "scopes": scopes})
+    (row,) = transaction.rows(_LOOK, {"campaign": campaign_id, "low": low, "scopes": scopes, "far": far})
     transaction.execute(_RENEW, {"campaign": campaign_id, "low": row.pop("low"), "seconds": seconds})
     return Open(**row | {"wait": max(0.0, row["wait"])})
 
