@@ -56,10 +56,11 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
     those are facts; it may not release, postpone or finish anything.
     """
     ours = batches.fence(transaction, claim)
-    counts = _record_facts(transaction, claim, results, ours=ours)
+    ends = ours and not results.untouched
+    counts = _record_facts(transaction, claim, results, ours=ours, ends=ends)
     _record_halts(transaction, claim, results, scale=scale)
     if ours:
-        return counts | _end_claim(transaction, claim, results, scale=scale)
+        return counts | _end_claim(transaction, claim, results, scale=scale, ended=ends)
     log.warning("claim_fenced", batch=claim.batch_id, campaign=claim.campaign.key, epoch=claim.epoch)
     return counts | {"fenced": 1}
 
@@ -77,10 +78,13 @@ def give_back(runtime: Runtime, claim: Claim, error: Exception) -> None:
         log.warning("release_failed", batch=claim.batch_id, error=type(failure).__name__)
 
 
-def _record_facts(transaction: Transaction, claim: Claim, results: Results, *, ours: bool) -> dict[str, int]:
-    """What is known of single devices: their ends, their tokens, and, if the claim is still ours, their retries."""
+def _record_facts(
+    transaction: Transaction, claim: Claim, results: Results, *, ours: bool, ends: bool = False
+) -> dict[str, int]:
+    """What is known of single devices: their ends, their tokens, and, if the claim is still ours, their retries.
+    `ends`: nothing of the batch is left to send, so that it is done with what is counted."""
     retried = claim.kind == "retry" or claim.epoch > 1 or not ours
-    counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried)
+    counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried, ends=ends)
     _record_tokens(transaction, claim, results)
     if claim.campaign.delivery == "at_most_once":
         _end_intents(transaction, claim, results, ours=ours)
@@ -90,14 +94,17 @@ def _record_facts(transaction: Transaction, claim: Claim, results: Results, *, o
     return counts
 
 
-def _end_claim(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> dict[str, int]:
-    """Finish the batch, or release it with what was not issued."""
+def _end_claim(
+    transaction: Transaction, claim: Claim, results: Results, *, scale: float, ended: bool = False
+) -> dict[str, int]:
+    """Finish the batch, unless it has ended with its counts, or release it with what was not issued."""
     if results.error is not None:
         batches.keep_error(transaction, claim, results.error)
     if claim.kind == "retry":
         ledger.end_settled_retries(transaction, claim)
     if not results.untouched:
-        batches.finish(transaction, claim)
+        if not ended:
+            batches.finish(transaction, claim)
         return {}
     issued = bool(results.sent or results.finals or results.again)
     setbacks = 0 if issued or results.rest else claim.setbacks + 1
@@ -120,12 +127,12 @@ def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str,
     """Record what can be recorded, then end the claim, with the error of what could not."""
     scale = runtime.settings.backoff_scale
 
-    def write(part: Results) -> dict[str, int]:
-        return _persist(
-            runtime,
-            claim,
-            lambda transaction: _record_facts(transaction, claim, part, ours=batches.fence(transaction, claim)),
-        )
+    def judge(transaction: Transaction) -> dict[str, int]:
+        results.gone = list(_believed(transaction, claim, results))
+        return {}
+
+    def facts(transaction: Transaction, part: Results) -> dict[str, int]:
+        return _record_facts(transaction, claim, part, ours=batches.fence(transaction, claim))
 
     def halts(transaction: Transaction) -> dict[str, int]:
         _record_halts(transaction, claim, results, scale=scale)
@@ -137,14 +144,25 @@ def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str,
         batches.keep_error(transaction, claim, error, unwritten=len(unwritten))
         return _end_claim(transaction, claim, results, scale=scale)
 
-    counts, unwritten, error = record_apart(claim, results, write)
-    try:
-        _persist(runtime, claim, halts)
-    except Exception as broken:
-        if is_outage(broken):
-            raise
-        log.exception("halts_broke", batch=claim.batch_id, campaign=claim.campaign.key)
+    if not _try_to(runtime, claim, judge):
+        results.gone = []  # what nobody judged is not believed
+    counts, unwritten, error = record_apart(
+        claim, results, lambda part: _persist(runtime, claim, lambda transaction: facts(transaction, part))
+    )
+    _try_to(runtime, claim, halts)
     return counts | _persist(runtime, claim, end)
+
+
+def _try_to(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict[str, int]]) -> bool:
+    """Write what the deliveries can do without: False when it cannot be written."""
+    try:
+        _persist(runtime, claim, write)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        log.exception("recording_broke", batch=claim.batch_id, campaign=claim.campaign.key)
+        return False
+    return True
 
 
 def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict[str, int]]) -> dict[str, int]:
@@ -170,9 +188,7 @@ def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict
 
 def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
     campaign_id = claim.campaign.id
-    gone: Sequence[Gone] = results.gone
-    if results.guard is not None:
-        gone = results.guard.rule(transaction, claim, results.tallies, gone)
+    gone = _believed(transaction, claim, results)
     if gone:
         devices.invalidate(transaction, gone, campaign_id)
     if results.moves:
@@ -186,6 +202,13 @@ def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> 
     if claim.retest:
         accepted = [final.device_id for final in results.finals if final.outcome is Outcome.SENT]
         quarantine.release_tested(transaction, [*results.sent, *accepted], campaign_id)
+
+
+def _believed(transaction: Transaction, claim: Claim, results: Results) -> Sequence[Gone]:
+    """The 410s that the guard lets count now."""
+    if results.guard is None:
+        return results.gone
+    return results.guard.rule(transaction, claim, results.tallies, results.gone)
 
 
 def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> None:

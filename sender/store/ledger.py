@@ -38,6 +38,8 @@ UPDATE {s}.batches SET
     sent = sent + %(sent)s, rejected = rejected + %(rejected)s, skipped = skipped + %(skipped)s,
     expired = expired + %(expired)s, unknown = unknown + %(unknown)s, cancelled = cancelled + %(cancelled)s,
     failed = failed + %(failed)s,
+    state = CASE WHEN %(ends)s THEN 'done' ELSE state END, owner = CASE WHEN %(ends)s THEN NULL ELSE owner END,
+    finished_at = CASE WHEN %(ends)s THEN now() ELSE finished_at END,
     reasons = CASE WHEN %(reasons)s::jsonb = '{}' THEN reasons ELSE (
         SELECT jsonb_object_agg(key, total) FROM (
             SELECT key, sum(value::bigint) AS total
@@ -94,11 +96,17 @@ _FIRST_BATCH = "SELECT min(id) FROM {s}.batches WHERE campaign_id = %s"
 
 
 def record(
-    transaction: Transaction, claim: Claim, sent: Sequence[int], finals: Sequence[Final], *, retried: bool
+    transaction: Transaction,
+    claim: Claim,
+    sent: Sequence[int],
+    finals: Sequence[Final],
+    *,
+    retried: bool,
+    ends: bool = False,
 ) -> dict[str, int]:
     """Write the deliveries of a claim that are final (`sent`: device ids accepted at the first attempt) and have no
     row yet, and count them on its batch. Returns what was counted, by outcome. `retried`: whether rows of the retries
-    may have to go."""
+    may have to go; `ends`: the batch, which must be held, is done with it."""
     return write(
         transaction,
         batch_id=claim.batch_id,
@@ -107,6 +115,7 @@ def record(
         sent=sent,
         finals=finals,
         retried=retried,
+        ends=ends,
     )
 
 
@@ -119,6 +128,7 @@ def write(
     finals: Sequence[Final],
     retried: bool,
     sent: Sequence[int] = (),
+    ends: bool = False,
 ) -> dict[str, int]:
     """Write finals and count those that were new on a batch; see `record`."""
     counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
@@ -134,8 +144,8 @@ def write(
                 reasons[reason] = reasons.get(reason, 0) + count
     if retried and (sent or finals):
         transaction.execute(_END_RETRIES, (campaign_id, [*sent, *(final.device_id for final in finals)]))
-    if any(counts.values()):
-        transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons)})
+    if ends or any(counts.values()):
+        transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons), "ends": ends})
     return {outcome: count for outcome, count in counts.items() if count}
 
 

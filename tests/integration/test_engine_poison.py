@@ -410,3 +410,22 @@ def test_two_sweeps_part_a_batch_once(engine: Engine) -> None:
     engine.sweep()
     other.run(engine.database, engine.settings, engine.publish, lambda: 0)
     assert engine.rows("SELECT count(*) FROM {s}.batches WHERE size = 1") == [(5,)]
+
+
+def test_what_the_guard_stages_is_staged_though_a_row_of_the_batch_is_refused(engine: Engine) -> None:
+    from sender.model import ACCEPTED, Rejected
+
+    engine.add_devices(40)
+    engine.enqueue(batch_size=40)
+    gone = Rejected(status=410, reason="Unregistered")
+    engine.answer(lambda push: gone if int(push.token, 16) <= 10 else ACCEPTED)
+    refuse_ledger_rows(engine, 20, but="failed")
+    with engine.database.transaction() as transaction:  # an audience that is not tiny: its start is judged
+        transaction.execute("UPDATE {s}.campaigns SET audience_estimate = 10000")
+    engine.start()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET audience_estimate = 10000, cut_devices = 10000")
+    engine.work()
+    assert engine.outcomes() == {"sent": 29, "rejected": 10, "failed": 1}
+    assert engine.rows("SELECT count(*) FROM {s}.staged") == [(10,)]
+    assert engine.states() == {"active": 40}
