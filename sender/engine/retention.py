@@ -22,8 +22,8 @@ COPY_PAGES = 4096
 DELETE_BATCHES = 500
 DELETE_CHANGES = 5000
 
-#: Campaigns that are looked for at a time, to be folded up.
-MOST_CAMPAIGNS = 200
+#: Campaigns that are folded up in one transaction.
+MOST_CAMPAIGNS = 20
 
 #: Seconds after its end for which a campaign's own limit is kept.
 LIMIT_KEPT = 3600.0
@@ -106,15 +106,15 @@ def _fold(database: Database, settings: Settings) -> Iterator[None]:
         return
     last = 0
     while old := _foldable(database, days=settings.retain_sent, after=last):
-        for campaign_id, key in old:
-            if _try(database, folding.fold, campaign_id):
-                log.info("batches_folded", campaign=key)
-            while _try(database, folding.delete_batches, campaign_id, most=DELETE_BATCHES):
-                yield
-            last = campaign_id
+        for key in _try(database, folding.fold, old) or ():
+            log.info("batches_folded", campaign=key)
+        yield
+        while _try(database, folding.delete_batches, old, most=DELETE_BATCHES) == DELETE_BATCHES:
+            yield
+        last = old[-1]
 
 
-def _foldable(database: Database, *, days: int, after: int) -> list[tuple[int, str]]:
+def _foldable(database: Database, *, days: int, after: int) -> list[int]:
     with database.transaction() as transaction:
         return folding.foldable(transaction, days=days, after=after, most=MOST_CAMPAIGNS)
 

@@ -4,6 +4,8 @@ hold eight bytes for every device. Also what the guard, the intents and the limi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sender.store.database import Transaction
 
 #: Goes from campaign to campaign by the index, over those that have batches at all.
@@ -15,33 +17,37 @@ WITH RECURSIVE has(campaign_id) AS (
             ORDER BY b.campaign_id LIMIT 1)
     FROM has WHERE has.campaign_id IS NOT NULL
 )
-SELECT c.id, c.key FROM has JOIN {s}.campaigns c ON c.id = has.campaign_id
+SELECT c.id FROM has JOIN {s}.campaigns c ON c.id = has.campaign_id
 WHERE c.finished_at < now() - make_interval(days => %(days)s)
 ORDER BY c.id LIMIT %(most)s
 """
 
 _FOLD = """
-UPDATE {s}.campaigns c SET totals = counted.totals || jsonb_build_object('reasons', named.reasons)
+UPDATE {s}.campaigns c
+SET totals = counted.totals || jsonb_build_object('reasons', coalesce(named.reasons, '{}'::jsonb))
 FROM (
-    SELECT jsonb_build_object(
+    SELECT campaign_id, jsonb_build_object(
         'batches', count(*), 'last_batch_at', max(finished_at),
         'sent', coalesce(sum(sent), 0), 'rejected', coalesce(sum(rejected), 0), 'skipped', coalesce(sum(skipped), 0),
         'expired', coalesce(sum(expired), 0), 'unknown', coalesce(sum(unknown), 0),
         'cancelled', coalesce(sum(cancelled), 0), 'failed', coalesce(sum(failed), 0)) AS totals
-    FROM {s}.batches WHERE campaign_id = %(campaign)s
-) AS counted, (
-    SELECT coalesce(jsonb_object_agg(reason, n), '{}'::jsonb) AS reasons
-    FROM (SELECT each.key AS reason, sum(each.value::bigint) AS n
+    FROM {s}.batches WHERE campaign_id = ANY(%(campaigns)s) GROUP BY campaign_id
+) AS counted
+LEFT JOIN (
+    SELECT campaign_id, jsonb_object_agg(reason, n) AS reasons
+    FROM (SELECT campaign_id, each.key AS reason, sum(each.value::bigint) AS n
           FROM {s}.batches, jsonb_each_text(reasons) AS each
-          WHERE campaign_id = %(campaign)s AND reasons <> '{}'::jsonb GROUP BY 1) AS summed
-) AS named
-WHERE c.id = %(campaign)s AND c.totals IS NULL AND c.finished_at IS NOT NULL
+          WHERE campaign_id = ANY(%(campaigns)s) AND reasons <> '{}'::jsonb GROUP BY 1, 2) AS summed
+    GROUP BY campaign_id
+) AS named USING (campaign_id)
+WHERE c.id = counted.campaign_id AND c.totals IS NULL AND c.finished_at IS NOT NULL
+RETURNING c.id, c.key
 """
 
 _DELETE_BATCHES = """
 DELETE FROM {s}.batches WHERE id = ANY(ARRAY(
     SELECT b.id FROM {s}.batches b JOIN {s}.campaigns c ON c.id = b.campaign_id
-    WHERE b.campaign_id = %(campaign)s AND c.totals IS NOT NULL ORDER BY b.id LIMIT %(most)s))
+    WHERE b.campaign_id = ANY(%(campaigns)s) AND c.totals IS NOT NULL ORDER BY b.campaign_id, b.id LIMIT %(most)s))
 """
 
 #: What was kept for the sake of sending.
@@ -56,25 +62,25 @@ WHERE l.scope LIKE 'campaign:%%' AND NOT EXISTS (
 """
 
 
-def foldable(transaction: Transaction, *, days: int, after: int, most: int) -> list[tuple[int, str]]:
-    """Campaigns that have batches and finished more than so many days ago: (id, key), by id, from `after` on."""
+def foldable(transaction: Transaction, *, days: int, after: int, most: int) -> list[int]:
+    """Campaigns that have batches and finished more than so many days ago, by id, from `after` on."""
     rows = transaction.execute(_WITH_BATCHES, {"days": days, "after": after, "most": most})
-    return [(id, key) for id, key in rows]
+    return [id for (id,) in rows]
 
 
-def fold(transaction: Transaction, campaign_id: int) -> bool:
-    """Write the counts of a finished campaign's batches on its own row: the report reads them there from now on.
-    False when that was done already."""
-    folded = transaction.execute(_FOLD, {"campaign": campaign_id}).rowcount == 1
-    if folded:
-        for table in _BOOKS:
-            transaction.execute(f"DELETE FROM {{s}}.{table} WHERE campaign_id = %s", (campaign_id,))
-    return folded
+def fold(transaction: Transaction, campaign_ids: Sequence[int]) -> list[str]:
+    """Write the counts of finished campaigns' batches on their own rows: reports read them there from now on.
+
+    Returns the keys of those of which that had not been done."""
+    folded = transaction.execute(_FOLD, {"campaigns": list(campaign_ids)}).fetchall()
+    for table in _BOOKS:
+        transaction.execute(f"DELETE FROM {{s}}.{table} WHERE campaign_id = ANY(%s)", ([id for id, _ in folded],))
+    return [key for _, key in folded]
 
 
-def delete_batches(transaction: Transaction, campaign_id: int, *, most: int) -> int:
-    """Delete batches of a campaign whose counts are folded up; returns how many."""
-    return transaction.execute(_DELETE_BATCHES, {"campaign": campaign_id, "most": most}).rowcount
+def delete_batches(transaction: Transaction, campaign_ids: Sequence[int], *, most: int) -> int:
+    """Delete batches of campaigns whose counts are folded up; returns how many."""
+    return transaction.execute(_DELETE_BATCHES, {"campaigns": list(campaign_ids), "most": most}).rowcount
 
 
 def forget_limits(transaction: Transaction, *, seconds: float) -> int:

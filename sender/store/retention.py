@@ -34,7 +34,10 @@ PASSING = (*TRANSIENT, DatabaseUnavailableError)
 #: Noted on a month that has no `sent` rows any more but those of campaigns that somebody refers to.
 SENT_REMOVED = "sent rows removed"
 
-_ALONE = "SELECT pg_try_advisory_xact_lock(hashtext('retention'), hashtext(%s))"
+#: What a crash may take back is done again: no step waits for the disk.
+_ALONE = """
+SELECT pg_try_advisory_xact_lock(hashtext('retention'), hashtext(%s)), set_config('synchronous_commit', 'off', true)
+"""
 
 _UNFINISHED = """
 SELECT key FROM {s}.campaigns

@@ -83,7 +83,7 @@ def count_audience(
     transaction: Transaction, app_id: int, segment: seg.Segment, push_type: PushType, now: datetime | None = None
 ) -> AudienceCount:
     """Count an audience and its exclusions by cause, in one statement."""
-    cause = _cause(push_type).label("cause")
+    cause = _cause(push_type, app_id).label("cause")
     statement = (
         sa.select(cause, sa.func.count().label("n")).where(compile_segment(segment, app_id, now)).group_by(sa.text("1"))
     )
@@ -91,12 +91,12 @@ def count_audience(
     return AudienceCount(total=counts.get("", 0), excluded={name: counts[name] for name in CAUSES if counts.get(name)})
 
 
-def _cause(push_type: PushType) -> sa.ColumnElement[str]:
+def _cause(push_type: PushType, app_id: int) -> sa.ColumnElement[str]:
     states = (DeviceState.INVALID, DeviceState.OPTED_OUT, DeviceState.QUARANTINED)
     whens: list[tuple[sa.ColumnElement[bool], Any]] = [
         (devices.c.state == state.value, sa.literal(state.value)) for state in states
     ]
-    whens.append((sa.not_(_has_credential()), sa.literal("no_credential")))
+    whens.append((sa.not_(_is_served(app_id)), sa.literal("no_credential")))
     if push_type in NEEDS_AUTHORIZATION:
         whens.append((devices.c.authorization == Authorization.DENIED.value, sa.literal("denied")))
     return sa.case(*whens, else_=sa.literal(""))

@@ -90,6 +90,13 @@ SELECT c.id, ARRAY(SELECT generate_series(1, %(size)s)::bigint), %(size)s,
 FROM {s}.campaigns c, generate_series(1, 10) AS n ORDER BY c.id, n
 """
 
+#: As fan-out and sweep leave it: everything below is done.
+_LOW = """
+UPDATE {s}.campaigns c SET low_batch_id = low.id
+FROM (SELECT campaign_id, max(id) AS id FROM {s}.batches WHERE state = 'done' GROUP BY campaign_id) AS low
+WHERE low.campaign_id = c.id
+"""
+
 _RETRIES = """
 INSERT INTO {s}.retries (campaign_id, device_id, due_at, attempts, reason, status)
 SELECT c.id, n, now() + interval '1 hour', 1, 'ServiceUnavailable', 503
@@ -124,7 +131,7 @@ def write(database: Database, history: History) -> None:
         transaction.execute(_APPS, (BIG, SMALL))
         transaction.execute(_CREDENTIALS)
         transaction.execute(_USERS, (max(history.devices // 2, 1),))
-        for statement in (_DEVICES, _CAMPAIGNS, _BATCHES, _RETRIES, _CHANGES):
+        for statement in (_DEVICES, _CAMPAIGNS, _BATCHES, _LOW, _RETRIES, _CHANGES):
             transaction.execute(statement, values)
     for low in range(0, history.campaigns, CHUNK):
         with database.transaction() as transaction:
