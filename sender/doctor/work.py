@@ -118,8 +118,10 @@ def check_pauses(snapshot: Snapshot) -> Iterator[Finding]:
         yield (failed if by_system else warning)("apps", message, advice)
     for breaker in snapshot.breakers:
         bundle_ids = [app.bundle_id for app in snapshot.apps if breaker.credential in _identities(app)]
+        if not bundle_ids:  # of an app that is gone
+            continue
         advice = "nothing to do: it comes back by itself"
-        if not breaker.closed and bundle_ids:
+        if not breaker.closed:
             advice = f"nothing to do, or, if you know that APNs is well: `sender apps close-breaker {bundle_ids[0]}`"
         yield warning("apps", f"credential {breaker.credential} {breaker.in_words()}", advice)
 

@@ -193,7 +193,7 @@ class Watcher:
                 case Verdict.OPEN:
                     self._open(transaction, identity, signal)
                 case Verdict.SLOW:
-                    self._slow_down(transaction, identity, signal)
+                    self._slow_down(transaction, known, signal)
                 case Verdict.FINE:
                     self._speed_up(transaction, known)
             self._breakers.read(transaction, [identity])
@@ -206,9 +206,10 @@ class Watcher:
         if opened is not None:
             log_opened(opened)
 
-    def _slow_down(self, transaction: Transaction, identity: str, signal: Signal) -> None:
+    def _slow_down(self, transaction: Transaction, known: Breaker, signal: Signal) -> None:
+        identity = known.credential
         slowed = breakers.slow_down(transaction, identity, measured=self._windows[identity].rate(), cause=signal.cause)
-        if slowed is not None:
+        if slowed is not None and slowed.pace != known.pace:  # at the floor it stays there
             log.warning("pace_lowered", credential=identity, pace=slowed.pace, cause=signal.cause)
 
     def _speed_up(self, transaction: Transaction, known: Breaker) -> None:

@@ -45,6 +45,8 @@ class Breaker:
         """Its state, cause, since when and until when, for a person."""
         since = f"since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
         match self.state:
+            case BreakerState.OPEN if not self.wait:
+                return f"rests {since}, and is tried again with the next push: {self.cause}"
             case BreakerState.OPEN:
                 until = f"until {self.until:%H:%M:%S %Z}" if self.until else ""
                 return f"rests {since} {until}: {self.cause}"
