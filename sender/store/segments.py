@@ -213,8 +213,8 @@ def _bucket(seed: str) -> sa.ColumnElement[int]:
 
 
 def _sent_by(key: str, outcomes: Sequence[Outcome]) -> sa.ColumnElement[bool]:
-    """Whether the ledger has one of these outcomes for the campaign and the device. The scalar subqueries run once, before the
-    scan, so that only the one partition of that campaign is looked at."""
+    """Whether the ledger has one of these outcomes for the campaign and the device. The scalar subqueries run once,
+    before the scan, so that only the one partition of that campaign is looked at."""
     started_on = sa.select(_campaigns.c.started_on).where(_campaigns.c.key == key).scalar_subquery()
     campaign_id = sa.select(_campaigns.c.id).where(_campaigns.c.key == key).scalar_subquery()
     return sa.exists(
