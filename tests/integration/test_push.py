@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sender import InvalidInputError, MissingExtraError, NotFoundError, Payload, Sender
 from sender.cli import app as cli
 from sender.model import Environment, Rejected
-from sender.push import find_target, is_wrong_environment, other_environment, push
+from sender.push import RateLimitError, find_target, is_wrong_environment, other_environment, push
 from sender.services import Services
 from sender.settings import Settings
 from sender.simulator import Behaviour, Rule, Scenario, Simulator, SimulatorConfig
@@ -154,3 +154,14 @@ def test_an_environment_without_a_credential_is_named(services: Services, databa
     with pytest.raises(InvalidInputError, match="no credential for sandbox"):
         find_target(services, APP, token=GOOD_TOKEN, environment=Environment.SANDBOX)
     assert other_environment(services, find_target(services, APP, token=GOOD_TOKEN)) is None
+
+
+def test_a_push_has_its_place_under_the_limits_of_its_app(services: Services, database: Database) -> None:
+    with Sender(settings=services.settings) as sender:
+        sender.apps.set_rate(APP, 0.02)
+    assert push(services, find_target(services, APP, token=GOOD_TOKEN), Payload(alert="Hi")).accepted
+    with pytest.raises(RateLimitError, match="leave no room for another 4"):
+        push(services, find_target(services, APP, token=GOOD_TOKEN), Payload(alert="Hi"))
+    with Sender(settings=services.settings) as sender:
+        sender.apps.set_rate(APP, None)
+    assert push(services, find_target(services, APP, token=GOOD_TOKEN), Payload(alert="Hi")).accepted
