@@ -178,20 +178,20 @@ options = st.builds(
 )
 
 
-@fuzz(70)
+@fuzz(40)
 @given(csv_files())
 def test_any_csv(place: Place, data: bytes) -> None:
     report = place.run(data)
     target(float(report.added if report else 0))
 
 
-@fuzz(70)
+@fuzz(40)
 @given(jsonl_files())
 def test_any_jsonl(place: Place, data: bytes) -> None:
     place.run(data)
 
 
-@fuzz(70)
+@fuzz(40)
 @given(damaged())
 def test_any_damaged_file(place: Place, data: bytes) -> None:
     place.run(data)

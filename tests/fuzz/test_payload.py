@@ -45,7 +45,7 @@ priorities = st.one_of(st.none(), st.sampled_from([10, 5, 1]), values)
 collapse_ids = st.one_of(st.none(), st.just("auto"), values)
 
 
-@fuzz(400)
+@fuzz(200)
 @given(documents, st.one_of(st.none(), st.just("key"), raw_texts), push_types, priorities, collapse_ids)
 def test_any_document_is_bytes_or_is_refused(
     document: Any, key: str | None, push_type: Any, priority: Any, collapse_id: Any
@@ -109,7 +109,7 @@ times = st.one_of(
 durations = st.one_of(st.none(), numbers, st.timedeltas(), st.just(timedelta.max), json_values)
 
 
-@fuzz(120)
+@fuzz(80)
 @given(
     st.one_of(raw_texts, json_values),
     documents,

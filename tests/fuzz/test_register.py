@@ -59,7 +59,7 @@ def devices(sender: Sender) -> int:
         return sum(1 for _ in every)
 
 
-@fuzz(150)
+@fuzz(80)
 @given(some_tokens, options)
 def test_a_registration_is_a_row_that_can_be_read_or_nothing(place: Sender, token: Any, given: dict[str, Any]) -> None:
     before = devices(place)

@@ -87,7 +87,7 @@ def place(database: Database) -> Place:
     return Place(database)
 
 
-@fuzz(250)
+@fuzz(150)
 @given(documents)
 def test_any_document_is_a_segment_that_postgresql_takes_or_is_refused(place: Place, document: Any) -> None:
     segment = read(document)
@@ -108,7 +108,7 @@ wheres = st.one_of(
 )
 
 
-@fuzz(250)
+@fuzz(150)
 @given(wheres)
 def test_any_condition_is_a_segment_that_postgresql_takes_or_is_refused(place: Place, text: str) -> None:
     try:
