@@ -138,7 +138,9 @@ class Engine:
     def start(self) -> None:
         """Start what is due and cut what runs."""
         for campaign_id, _ in tick(self.database):
-            turn = cut_campaign(self.database, campaign_id, self.publish, stopped=lambda: len(self.queue) >= LEAST_READY)
+            turn = cut_campaign(
+                self.database, campaign_id, self.publish, stopped=lambda: len(self.queue) >= LEAST_READY
+            )
             if not turn.finished:  # as the task does, which asks for its next turn itself
                 with self.database.transaction() as transaction:
                     transaction.execute("UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s", (campaign_id,))

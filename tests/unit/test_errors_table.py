@@ -33,7 +33,7 @@ def test_every_reason_has_one_anchor() -> None:
 
 
 def test_the_words_say_that_a_quarantined_token_is_kept() -> None:
-    assert "never thrown away" in SECTIONS["BadDeviceToken"]
+    assert "not thrown away" in SECTIONS["BadDeviceToken"]
 
 
 def test_the_words_say_that_a_later_registration_saves_a_token() -> None:
