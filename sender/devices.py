@@ -143,6 +143,9 @@ class Devices:
         found = self.find(beginning, app=app, most=2)
         if not found:
             raise NotFoundError("device", prefix(beginning), "no token begins so")
+        whole = [device for device in found if device.token == normalise_prefix(beginning)]
+        if len(whole) == 1:  # another one goes on after it
+            return whole[0]
         if len(found) > 1:
             hint = "name the app" if found[0].token == found[1].token else "give more of the token"
             raise ConflictError(f"several devices have a token that begins with {prefix(beginning)!r}: {hint}")

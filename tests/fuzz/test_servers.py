@@ -128,7 +128,7 @@ PATHS = ("/rules", "/scenario", "/settings", "/goaway", "/drop", "/reset", "/ref
 def post(simulator: Simulator, path: str, body: bytes) -> int:
     request = urllib.request.Request(f"{simulator.control_url}{path}", data=body, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             json.loads(answer.read())
             return answer.status
     except urllib.error.HTTPError as error:
@@ -159,7 +159,7 @@ def test_the_control_endpoint_outlives_what_is_no_http(simulator: Simulator) -> 
         b"POST /refuse?seconds=nan HTTP/1.1\r\n\r\n",
         b"POST /refuse?seconds=x&kind=y HTTP/1.1\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             with suppress(ConnectionResetError):
