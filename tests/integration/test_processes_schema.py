@@ -42,7 +42,7 @@ def test_the_revisions_that_are_known_are_those_of_the_migrations() -> None:
 
 
 @pytest.mark.parametrize(("version", "remedy"), [OLDER, NEWER])
-@pytest.mark.parametrize("command", [["worker", "--role", "all"], ["beat"], ["apps", "list"], ["campaigns", "list"]])
+@pytest.mark.parametrize("command", [["worker", "--role", "all"], ["beat"], ["apps", "list"]])
 def test_a_schema_of_another_version_is_refused_in_one_line(
     settings: Settings, database: Database, command: list[str], version: str, remedy: str
 ) -> None:
