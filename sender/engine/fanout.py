@@ -213,12 +213,12 @@ def _step(
 def _pace(transaction: Transaction, cutting: Cutting, found: Open) -> list[tuple[float, int]]:
     """The batches of the next seconds, each with the time at which it is published."""
     rate = cutting.rate or 1.0
-    room = int(rate * OPEN_SECONDS) - found.published_devices
+    room = int(rate * OPEN_SECONDS) - found.claimed_devices - found.queued_devices
     least = LEAST_OPEN - found.queued - found.claimed
     batches = publishing.take(
         transaction, cutting.id, cutting.low_batch_id, most=MOST_OPEN, least=max(0, least), devices=max(0, room)
     )
-    turn = min(found.wait, 1 / rate + URGENT_AHEAD) + found.queued * batch_size(rate, cutting.batch_size) / rate - LEAD
+    turn = min(found.wait, 1 / rate + URGENT_AHEAD) + found.queued_devices / rate - LEAD
     times = []
     for batch_id, size in batches:
         times.append((turn, batch_id))

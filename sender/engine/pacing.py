@@ -16,6 +16,10 @@ from sender.store.limits import INSTALLATION, Limit
 #: the database until then, so that slow campaigns hold no threads.
 PATIENCE = 0.05
 
+#: The same where the batch holds many more pushes than a grant, since it was cut at a higher rate: to come back for
+#: each grant would be slower than the rate.
+PATIENCE_FOR_MANY = 1.0
+
 #: Seconds after which a worker that holds a batch waits for no further grant: a batch that was cut at a higher rate
 #: goes back with what is left of it.
 HOLDS = 3.0
@@ -53,10 +57,11 @@ def take_grant(
     urgent: bool = False,
     held: float = 0.0,
     tries: int = 1,
-    patience: float = PATIENCE,
+    patience: float | None = None,
 ) -> Leave:
     """Wait for leave to issue up to `wanted` pushes. `current` is asked again at every try, so that a changed rate
-    counts at once. No pushes when `stopped` was set first, or when the turn is further off than `patience` seconds.
+    counts at once. No pushes when `stopped` was set first, or when the turn is further off than `patience` seconds
+    (None: as suits the batch).
 
     `urgent` ones have their place before all that have none yet. `held`: seconds since the batch was claimed; `tries`:
     how often it was, since a batch that comes in vain comes less often.
@@ -70,7 +75,7 @@ def take_grant(
         asked = time.monotonic()
         with database.transaction() as transaction:
             grant = limits.take(transaction, now, pushes, ahead=ahead, urgent=urgent)
-        if not grant.granted and grant.delay > patience:
+        if not grant.granted and grant.delay > _patience(now, wanted, held, patience):
             return Leave(pushes=0, wait=back_off(grant.delay, tries))
         if stopped.wait(grant.delay if grant.granted else grant.delay + 0.005):
             break
@@ -78,6 +83,12 @@ def take_grant(
             return Leave(pushes=pushes)
         ahead = 0.0  # no other start is missed
     return Leave(pushes=0)
+
+
+def _patience(current: Sequence[Limit], wanted: int, held: float, given: float | None) -> float:
+    if given is not None:
+        return given
+    return PATIENCE if held >= HOLDS or fits(current, wanted) else PATIENCE_FOR_MANY
 
 
 def fits(current: Sequence[Limit], pushes: int) -> bool:

@@ -16,21 +16,25 @@ class Open:
     queued: int  # published, and not claimed yet
     claimed: int
     resting: int  # due far from now: whom they are for must wait
-    published_devices: int  # of the queued and the claimed
+    claimed_devices: int
+    queued_devices: int
     wait: float  # seconds before its limits let another push go
 
 
-_LOOK = """
+#: Devices of a batch that have no outcome yet: one that was given back may be done for a good part.
+_LEFT = "(size - sent - rejected - skipped - expired - unknown - cancelled - failed)"
+
+_LOOK = f"""
 SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1) - 1 AS low,
        count(*) FILTER (WHERE state <> 'done') AS batches,
        count(*) FILTER (WHERE state = 'open' AND published_at IS NOT NULL) AS queued,
        count(*) FILTER (WHERE state = 'claimed') AS claimed,
        count(*) FILTER (WHERE state = 'open' AND due_at > now() + make_interval(secs => %(far)s)) AS resting,
-       coalesce(sum(size) FILTER (WHERE state = 'claimed' OR state = 'open' AND published_at IS NOT NULL), 0)::bigint
-           AS published_devices,
-       coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {s}.limits
+       coalesce(sum({_LEFT}) FILTER (WHERE state = 'claimed'), 0)::bigint AS claimed_devices,
+       coalesce(sum({_LEFT}) FILTER (WHERE state = 'open' AND published_at IS NOT NULL), 0)::bigint AS queued_devices,
+       coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {{s}}.limits
                  WHERE scope = ANY(%(scopes)s)), 0)::float8 AS wait
-FROM {s}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
+FROM {{s}}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
 """
 
 _RENEW = """
@@ -38,19 +42,19 @@ UPDATE {s}.campaigns SET low_batch_id = %(low)s, fanout_until = now() + make_int
 WHERE id = %(campaign)s
 """
 
-_TAKE = """
+_TAKE = f"""
 WITH free AS (
-    SELECT id, size FROM {s}.batches
+    SELECT id, {_LEFT} AS size FROM {{s}}.batches
     WHERE campaign_id = %(campaign)s AND id > %(low)s AND state = 'open' AND published_at IS NULL
       AND (due_at IS NULL OR due_at <= now())
     ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
 ), counted AS (
     SELECT id, size, sum(size) OVER (ORDER BY id) AS devices, row_number() OVER (ORDER BY id) AS place FROM free
 )
-UPDATE {s}.batches b SET published_at = now()
+UPDATE {{s}}.batches b SET published_at = now()
 FROM counted
 WHERE b.id = counted.id AND (counted.place <= %(least)s OR counted.devices <= %(devices)s)
-RETURNING b.id, b.size
+RETURNING b.id, counted.size
 """
 
 
@@ -71,7 +75,7 @@ def take(
     """Open batches that are due and not published, now marked as published (a hint: the message may yet be lost).
 
     At most `most` of them; with `devices`, no more than hold so many, though `least` of them in any case. Returns
-    (id, size) of each, in their order.
+    (id, devices without an outcome) of each, in their order.
     """
     values = {
         "campaign": campaign_id,

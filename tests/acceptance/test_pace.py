@@ -6,7 +6,9 @@ the best stretch of a run, since the machine that tests run on may have other th
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from sender.rehearsal import BUNDLE_ID, KEY_ID, TEAM_ID, Rehearsal
 from sender.services import Services
 from sender.settings import Settings
 from sender.simulator import Scenario, Shares, SimulatorProcess
+from sender.stack.children import PROCESSES_FILE
 from sender.store.reports import Report
 
 WORKERS = 4
@@ -63,7 +66,7 @@ class Stack(Rehearsal):
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Stack]:
     try:
-        with Stack(scenario=SCENARIO, workers=WORKERS) as stack:
+        with Stack(scenario=SCENARIO, workers=WORKERS, environment={"SENDER_LEASE": "4"}) as stack:
             stack.sender.apps.add(BUNDLE_ID, team_id=TEAM_ID, key_id=KEY_ID, key_file=stack.key_file)
             with stack.sender._services.database.transaction() as transaction:
                 transaction.execute(
@@ -86,11 +89,12 @@ def stack(whole: Stack) -> Iterator[Stack]:
     yield whole
     whole.simulator.control.set_scenario(SCENARIO)
     whole.sender.apps.set_rate(BUNDLE_ID, None)
-    for row in whole.sender.campaigns.list():
-        if row.finished_at is None:
-            with suppress(TransitionError):  # it may have ended just now
-                whole.sender.campaigns.cancel(row.key)
-            whole.sender.campaigns.wait(row.key, timeout=60)
+    left = [row.key for row in whole.sender.campaigns.list() if row.finished_at is None]
+    for key in left:
+        with suppress(TransitionError):  # it may have ended just now
+            whole.sender.campaigns.cancel(key)
+    for key in left:
+        whole.sender.campaigns.wait(key, timeout=60)
 
 
 def most_in(at: Sequence[float], seconds: float) -> int:
@@ -126,6 +130,7 @@ def test_two_thousand_a_second_over_four_workers_for_thirty_seconds(stack: Stack
     assert most_in(at, 10.0) >= 2000 * 10 * 0.98, per_second(at)
 
 
+@pytest.mark.slow
 def test_five_a_second_come_one_by_one(stack: Stack) -> None:
     report = wait(stack.enqueue("five", 50, rate=5.0))
     at = stack.arrivals()
@@ -135,6 +140,7 @@ def test_five_a_second_come_one_by_one(stack: Stack) -> None:
     assert most_in(at, 4.0) >= 19
 
 
+@pytest.mark.slow
 def test_retries_count_against_the_rate(stack: Stack) -> None:
     stack.simulator.control.set_scenario(SCENARIO.model_copy(update={"shares": Shares(errors=0.05)}))
     report = wait(stack.enqueue("retries", 4000, rate=500.0))
@@ -178,9 +184,37 @@ def test_a_pause_stops_within_a_second_and_resuming_makes_no_burst_and_no_duplic
     assert_capped([at for at in stack.arrivals() if at > resumed], 2000.0)
 
 
+@pytest.mark.slow
+def test_an_outage_is_not_made_up_for(stack: Stack) -> None:
+    campaign = stack.enqueue("outage", 6000, rate=1000.0)
+    wait_for(stack, 1500)
+    stack.simulator.control.refuse(2, drop=True)
+    wait(campaign)
+    assert_capped(stack.arrivals(), 1000.0)
+
+
+@pytest.mark.slow
+def test_a_restart_of_worker_and_control_is_not_made_up_for(stack: Stack) -> None:
+    campaign = stack.enqueue("restart", 6000, rate=1000.0)
+    wait_for(stack, 1500)
+    running = json.loads((stack.data_dir / PROCESSES_FILE).read_text())["processes"]
+    for process in running:
+        if process["name"] in ("control", "campaign-1"):
+            os.kill(process["pid"], signal.SIGKILL)
+    wait(campaign)
+    assert_capped(stack.arrivals(), 1000.0)
+
+
+@pytest.mark.slow
 def test_a_changed_rate_counts_within_two_seconds(stack: Stack) -> None:
-    campaign = stack.enqueue("changed", 20_000, rate=2000.0)
+    campaign = stack.enqueue("changed", 30_000, rate=None)
     wait_for(stack, 3000)
+    campaign.change(rate=2000.0)
+    limited = time.time()
+    time.sleep(6.0)
+    at = [at for at in stack.arrivals() if at > limited + 2.0]
+    assert_capped(at, 2000.0)
+    assert most_in(at, 1.0) > 1000  # of batches that were cut without a limit
     campaign.change(rate=50.0)
     changed = time.time()
     time.sleep(5.0)
@@ -216,6 +250,7 @@ def test_an_urgent_push_does_not_wait_behind_a_big_campaign(stack: Stack) -> Non
     assert_capped(stack.arrivals(), 1000.0)
 
 
+@pytest.mark.slow
 def test_many_slow_campaigns_all_go_on_beside_a_fast_one(stack: Stack) -> None:
     slow = [stack.enqueue(f"slow-{number}", 200, rate=1.0) for number in range(20)]  # too large to be urgent
     fast = stack.enqueue("fast", 6000, rate=1000.0)
