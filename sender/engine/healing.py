@@ -42,14 +42,17 @@ class Healing:
         self._lock = threading.Lock()
         self._records: OrderedDict[tuple[int, str], Record] = OrderedDict()
 
-    def turn(self, claim: Claim, plan: Plan) -> None:
-        """Have the kinds that proved to belong to the other environment go there straight away."""
+    def turn(self, claim: Claim, plan: Plan, environment: str | None = None) -> None:
+        """Have the kinds that proved to belong to the other environment go there straight away: all of them, or the
+        one of an environment, since what was issued of the others stays where it went."""
         if not claim.campaign.healing or len(plan.credentials) < 2:
             return
         plan.own = plan.own or dict(plan.credentials)
+        kinds = list(plan.own) if environment is None else [environment]
         with self._lock:
-            turned = [each for each in plan.own if self._record(claim, each).goes_straight()]
-        plan.credentials = plan.own | {each: _elsewhere(plan.own, each) for each in turned}
+            turned = {each for each in kinds if self._record(claim, each).goes_straight()}
+        now = {each: _elsewhere(plan.own, each) if each in turned else plan.own[each] for each in kinds}
+        plan.credentials = {**plan.credentials, **now}
 
     def learn(self, claim: Claim, environment: str, counts: Counts) -> None:
         """Take over what other workers found out in the campaign's slow start."""

@@ -89,7 +89,7 @@ def _issue_group(
             room = runtime.guard.leave(runtime.database, lease, environment, len(left))
             trial = room.pushes
             if not issued:  # while it waited others may have learned where this kind belongs
-                runtime.healing.turn(lease.claim, plan)
+                runtime.healing.turn(lease.claim, plan, environment)
                 credential = plan.credentials[environment]
         leave = take_leave(runtime, lease, credential.identity, trial) if trial else room
         if not leave.pushes:

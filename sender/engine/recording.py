@@ -142,6 +142,7 @@ def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str,
         if not batches.fence(transaction, claim):
             return {"fenced": 1}
         batches.keep_error(transaction, claim, error, unwritten=len(unwritten))
+        ledger.end_retries(transaction, claim.campaign.id, unwritten)
         return _end_claim(transaction, claim, results, scale=scale)
 
     if not _try_to(runtime, claim, judge):

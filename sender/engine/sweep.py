@@ -18,7 +18,7 @@ from sender.engine.reclaiming import HeartbeatWatch
 from sender.policy.pace import batch_size
 from sender.settings import Settings
 from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers
-from sender.store.database import Database
+from sender.store.database import Database, is_outage
 
 log = structlog.get_logger()
 
@@ -90,9 +90,22 @@ def _republish(database: Database, publish: Publish, waiting: Callable[[], int])
             publish_all(database, publish, key, [batch_id for batch_id, _ in taken], audience <= PRIORITY_AUDIENCE)
 
 
-def _finish(database: Database) -> None:
+def end_open(database: Database) -> None:
+    """Record what cancelled and failed campaigns will not send any more."""
     with database.transaction() as transaction:
-        ledger.end_open(transaction)
+        found = ledger.ending(transaction)
+    for ending in found:
+        try:
+            with database.transaction() as transaction:
+                ledger.end_open(transaction, ending)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log.exception("ending_broke", campaign=ending.key)  # it must not keep the sweep from the others
+
+
+def _finish(database: Database) -> None:
+    end_open(database)
     with database.transaction() as transaction:
         cut.advance_low(transaction)
     trust_ended(database)

@@ -203,7 +203,9 @@ def pause(transaction: Transaction, key: str, *, actor: str, reason: str | None 
 def resume(transaction: Transaction, key: str, *, actor: str) -> CampaignRow:
     """Go on where `pause` stopped. Raises `TransitionError`, `NotFoundError`."""
     trials.begin_anew(transaction, key)
-    return _move(transaction, "resume", key, actor=actor, reason=None)
+    row = _move(transaction, "resume", key, actor=actor, reason=None)
+    trials.begin_anew(transaction, key)  # the guard may have tripped in between, over answers that came late
+    return row
 
 
 def cancel(transaction: Transaction, key: str, *, actor: str, reason: str | None = None) -> CampaignRow:

@@ -8,12 +8,14 @@ from collections.abc import Collection, Sequence
 from datetime import date
 from typing import NamedTuple
 
-from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
+import psycopg
+
+from sender.policy.outcomes import INTERNAL_ERROR, MAY_HAVE_BEEN_SENT
 from sender.policy.states import Outcome
 from sender.policy.verdict import Again, Final
 from sender.store import intents
 from sender.store.batches import Claim, as_array
-from sender.store.database import Transaction
+from sender.store.database import Transaction, is_outage
 
 _SENT = """
 WITH written AS (
@@ -73,7 +75,7 @@ SET due_at = excluded.due_at, attempts = excluded.attempts, reason = excluded.re
 """
 
 _ENDING = """
-SELECT c.id, c.state, c.started_on, c.low_batch_id, c.delivery FROM {s}.campaigns c
+SELECT c.id, c.key, c.state, c.started_on, c.low_batch_id, c.delivery FROM {s}.campaigns c
 WHERE c.state IN ('cancelled', 'failed') AND c.finished_at IS NULL AND c.started_on IS NOT NULL
 """
 
@@ -143,10 +145,24 @@ def write(
             if reason:
                 reasons[reason] = reasons.get(reason, 0) + count
     if retried and (sent or finals):
-        transaction.execute(_END_RETRIES, (campaign_id, [*sent, *(final.device_id for final in finals)]))
+        end_retries(transaction, campaign_id, [*sent, *(final.device_id for final in finals)])
     if ends or any(counts.values()):
         transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons), "ends": ends})
     return {outcome: count for outcome, count in counts.items() if count}
+
+
+def end_retries(transaction: Transaction, campaign_id: int, device_ids: Sequence[int]) -> None:
+    """Remove these devices from those that wait for another attempt."""
+    if device_ids:
+        transaction.execute(_END_RETRIES, (campaign_id, list(device_ids)))
+
+
+def count_unwritten(transaction: Transaction, campaign_id: int, batch_id: int, device_id: int) -> None:
+    """Count a delivery that the ledger does not take as failed: the counts still add up, and nothing waits for it."""
+    counts = dict.fromkeys((outcome.value for outcome in Outcome), 0) | {Outcome.FAILED.value: 1}
+    reasons = json.dumps({INTERNAL_ERROR: 1})
+    transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": reasons, "ends": False})
+    end_retries(transaction, campaign_id, [device_id])
 
 
 def end_settled_retries(transaction: Transaction, claim: Claim) -> None:
@@ -175,18 +191,11 @@ def postpone(transaction: Transaction, claim: Claim, again: Sequence[Again]) -> 
     )
 
 
-def end_open(transaction: Transaction) -> int:
-    """Record what cancelled and failed campaigns will not send any more; returns how many deliveries.
-
-    Claimed batches are left to their workers, which stop, record and release; the next call takes them.
-    """
-    return sum(_end_campaign(transaction, _Ending(*row)) for row in transaction.execute(_ENDING).fetchall())
-
-
-class _Ending(NamedTuple):
+class Ending(NamedTuple):
     """A campaign that was cancelled or failed, and is not finished."""
 
     id: int
+    key: str
     state: str
     started_on: date
     low_batch_id: int
@@ -205,7 +214,16 @@ class _Ending(NamedTuple):
         return Final(device_id=device_id, outcome=outcome, reason=reason, status=status, attempts=attempts)
 
 
-def _end_campaign(transaction: Transaction, ending: _Ending) -> int:
+def ending(transaction: Transaction) -> list[Ending]:
+    """The campaigns that were cancelled or failed, and are not finished."""
+    return [Ending(*row) for row in transaction.execute(_ENDING)]
+
+
+def end_open(transaction: Transaction, ending: Ending) -> int:
+    """Record what a cancelled or failed campaign will not send any more; returns how many deliveries.
+
+    Claimed batches are left to their workers, which stop, record and release; the next call takes them.
+    """
     ended = 0
     for batch_id, device_ids in transaction.execute(_OPEN_OF, (ending.id, ending.low_batch_id)).fetchall():
         announced = _take_intents(transaction, ending, device_ids)
@@ -221,7 +239,7 @@ def _end_campaign(transaction: Transaction, ending: _Ending) -> int:
     return ended
 
 
-def _take_intents(transaction: Transaction, ending: _Ending, device_ids: Sequence[int]) -> set[int]:
+def _take_intents(transaction: Transaction, ending: Ending, device_ids: Sequence[int]) -> set[int]:
     if ending.delivery != "at_most_once":
         return set()
     announced = intents.open_of(transaction, ending.id, device_ids)
@@ -229,16 +247,28 @@ def _take_intents(transaction: Transaction, ending: _Ending, device_ids: Sequenc
     return announced
 
 
-def _write_ended(transaction: Transaction, ending: _Ending, batch_id: int, finals: Sequence[Final]) -> int:
-    counted = write(
-        transaction,
-        batch_id=batch_id,
-        campaign_id=ending.id,
-        started_on=ending.started_on,
-        finals=finals,
-        retried=True,
-    )
-    return sum(counted.values())
+def _write_ended(transaction: Transaction, ending: Ending, batch_id: int, finals: Sequence[Final]) -> int:
+    """Write the ends of deliveries; what the ledger refuses is told apart, and costs one delivery."""
+    try:
+        with transaction.connection.transaction():  # a savepoint
+            counted = write(
+                transaction,
+                batch_id=batch_id,
+                campaign_id=ending.id,
+                started_on=ending.started_on,
+                finals=finals,
+                retried=True,
+            )
+        return sum(counted.values())
+    except psycopg.Error as error:
+        if is_outage(error):
+            raise
+    if len(finals) == 1:
+        count_unwritten(transaction, ending.id, batch_id, finals[0].device_id)
+        return 1
+    half = len(finals) // 2
+    parts = (finals[:half], finals[half:])
+    return sum(_write_ended(transaction, ending, batch_id, part) for part in parts)
 
 
 def _columns(finals: Sequence[Final]) -> dict[str, list[object]]:

@@ -60,13 +60,6 @@ WITH made AS (
 
 _CLOSE = "UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now() WHERE id = %s AND state = 'open'"
 
-#: For what not even the ledger takes: the counts still add up.
-_COUNT_FAILED = """
-UPDATE {s}.batches SET failed = failed + 1,
-    reasons = reasons || jsonb_build_object(%(reason)s::text, coalesce((reasons->>%(reason)s)::bigint, 0) + 1)
-WHERE id = %(batch)s
-"""
-
 _ERRORS = """
 SELECT b.error, count(*) FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id
 WHERE c.key = %s AND b.error IS NOT NULL AND (b.failed > 0 OR b.state <> 'done')
@@ -111,9 +104,11 @@ def write_off(transaction: Transaction, batch_id: int) -> Sentence | None:
     held = _hold(transaction, batch_id)
     if held is None or len(held[3]) > 1:
         return None
-    transaction.execute(_COUNT_FAILED, {"batch": batch_id, "reason": INTERNAL_ERROR})
+    campaign_id, key, _, (device_id,), error = held
+    ledger.count_unwritten(transaction, campaign_id, batch_id, device_id)
+    intents.end(transaction, campaign_id, [device_id])
     transaction.execute(_CLOSE, (batch_id,))
-    return Sentence(campaign=held[1], devices=0, device_id=held[3][0], error=held[4])
+    return Sentence(campaign=key, devices=0, device_id=device_id, error=error)
 
 
 def errors(transaction: Transaction, campaign: str) -> dict[str, int]:

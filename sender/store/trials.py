@@ -217,7 +217,7 @@ def trip(transaction: Transaction, campaign_id: int, environment: str) -> bool:
 
 def begin_anew(transaction: Transaction, key: str) -> None:
     """A person resumes a campaign: where the guard tripped it starts slowly again. To be called before the campaign's
-    row is locked."""
+    row is locked, and once more when it is: who trips it then waits for that row, and finds a campaign that runs."""
     transaction.execute(_ANEW, (key,))
 
 

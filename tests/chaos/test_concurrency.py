@@ -15,10 +15,11 @@ from sender.engine.fanout import cut_campaign
 from sender.engine.poison import part_suspected
 from sender.engine.recording import record
 from sender.engine.results import Results
+from sender.engine.sweep import end_open
 from sender.engine.tick import tick
 from sender.policy.poison import MOST_FAILURES
 from sender.settings import Settings
-from sender.store import batches, intents, ledger, poison
+from sender.store import batches, intents, poison
 from sender.store.batches import Claim
 from sender.store.database import Database
 from tests.integration.campaign_rows import PAYLOAD
@@ -244,7 +245,7 @@ def test_a_cancelled_campaign_is_ended_once_by_two_sweeps_and_a_worker(engine: E
             with engine.database.transaction() as transaction:
                 record(transaction, claim, Results(sent=list(claim.device_ids)), scale=1.0)
 
-    together(in_transaction(engine, ledger.end_open), in_transaction(engine, ledger.end_open), write)
+    together(lambda: end_open(engine.database), lambda: end_open(engine.database), write)
     engine.sweep()
     engine.sweep()
     assert engine.outcomes() == {"sent": 15, "cancelled": ROUNDS * 5 - 15}

@@ -1,0 +1,143 @@
+"""Where two features meet: what one of them leaves behind must not keep the other, or the campaign, from its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+
+from sender.client import Sender
+from sender.engine.delivery import send_batch
+from sender.engine.healing import Healing
+from sender.model import ACCEPTED, Push, Rejected
+from sender.settings import Settings
+from sender.store import campaigns, lifecycle, trials
+from sender.store.database import Database
+from tests.integration.engine import BUNDLE, Engine, ScriptedClient, engine_on, token_of
+
+BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
+BUSY = Rejected(status=503, reason="Shutdown")
+
+
+@pytest.fixture
+def engine(settings: Settings, database: Database, sender: Sender) -> Iterator[Engine]:
+    with engine_on(settings, database, sender) as engine:
+        yield engine
+
+
+def number(push: Push) -> int:
+    return int(push.token, 16)
+
+
+def refuse_ledger_rows(engine: Engine, device_id: int) -> None:
+    """Have PostgreSQL refuse a device's row of the ledger, for ever."""
+    with engine.database.transaction() as transaction:
+        transaction.execute(
+            f"ALTER TABLE {{s}}.deliveries ADD CONSTRAINT poison CHECK (device_id <> {device_id}) NOT VALID"
+        )
+
+
+def test_a_retry_that_the_ledger_takes_in_no_way_does_not_keep_the_campaign_open(engine: Engine) -> None:
+    engine.add_devices(3)
+    engine.answer(lambda push: BUSY)
+    engine.enqueue(batch_size=3)
+    refuse_ledger_rows(engine, 2)
+    engine.start()
+    engine.work()
+    engine.answer(lambda push: ACCEPTED)
+    engine.bring_forward()
+    engine.sweep()
+    engine.run(rounds=5)
+    assert engine.rows("SELECT device_id FROM {s}.retries") == []
+    report = engine.report()
+    assert (report.finished, report.sent, report.failed) == (True, 2, 1)
+
+
+def test_a_poisoned_retry_that_the_ledger_does_not_take_either_does_not_keep_the_campaign_open(
+    engine: Engine,
+) -> None:
+    engine.add_devices(2)
+    engine.answer(lambda push: BUSY if number(push) == 2 else ACCEPTED)
+    engine.enqueue(batch_size=2)
+    refuse_ledger_rows(engine, 2)
+    engine.start()
+    engine.work()
+    engine.bring_forward()
+    engine.sweep()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.batches SET failures = 100 WHERE state = 'open'")
+    engine.run(rounds=5)
+    report = engine.report()
+    assert (report.finished, report.sent, report.failed) == (True, 1, 1)
+    assert engine.rows("SELECT FROM {s}.retries") == []
+
+
+def test_a_cancelled_campaign_that_cannot_be_ended_does_not_keep_the_others_from_it(engine: Engine) -> None:
+    engine.add_devices(4)
+    engine.enqueue("bad")
+    engine.start()
+    refuse_ledger_rows(engine, 2)
+    engine.sender.campaigns.cancel("bad")
+    engine.queue.clear()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.devices SET state = 'invalid' WHERE id = 2")
+    engine.enqueue("good", batch_size=4)
+    engine.run(rounds=5)
+    assert engine.report("good").state == "completed"
+    report = engine.report("bad")
+    assert (report.finished, report.cancelled, report.failed) == (True, 3, 1)
+
+
+def test_a_trip_between_the_two_steps_of_a_resume_does_not_leave_a_campaign_that_runs_and_sends_nothing(
+    engine: Engine,
+) -> None:
+    engine.add_devices(30)
+    engine.enqueue(batch_size=10)
+    engine.start()
+    (campaign_id,) = engine.rows("SELECT id FROM {s}.campaigns")[0]
+    send_batch(engine.runtime, engine.queue.pop(0))
+    engine.sender.campaigns.pause("hello")
+    real = campaigns._move
+
+    def late(*args: object, **options: object) -> object:
+        with engine.database.transaction() as transaction:  # a worker whose answers came when the campaign was paused
+            assert trials.trip(transaction, campaign_id, "production")
+            assert not lifecycle.pause(transaction, campaign_id, "tripped")
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    with mock.patch.object(campaigns, "_move", late):
+        engine.sender.campaigns.resume("hello")
+    assert engine.rows("SELECT state, resumed FROM {s}.trials") == [("trial", True)]
+    engine.run()
+    assert engine.report().state == "completed"
+
+
+def test_a_kind_that_turns_while_another_of_the_same_batch_is_issued_is_not_moved_by_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.sender.apps.set_healing(BUNDLE, True)
+    engine.add_devices(20)
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.devices SET environment = 'sandbox' WHERE id > 10")
+    engine.apns.sandbox = ScriptedClient(lambda push: ACCEPTED)
+    turns = []
+    real = Healing.turn
+
+    def turn(self: Healing, claim: object, plan: object, *rest: object) -> None:
+        turns.append(rest)
+        if len(turns) == 3:  # the second environment's: others have just learned of the first
+            record = self._record(claim, "production")  # type: ignore[arg-type]
+            record.note(moved=200, results=200)
+        real(self, claim, plan, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Healing, "turn", turn)
+    engine.enqueue(batch_size=20)
+    engine.run()
+    assert engine.outcomes() == {"sent": 20}
+    assert {number(push) for push in engine.apns.client.pushes} == set(range(1, 11))
+    assert dict(engine.rows("SELECT environment, count(*) FROM {s}.devices GROUP BY 1")) == {
+        "production": 10,
+        "sandbox": 10,
+    }
+    assert token_of(1) in engine.received
