@@ -89,10 +89,6 @@ class Machine(RuleBasedStateMachine):
     def apns_answers_all(self, answer: Answer) -> None:
         self.answers = dict.fromkeys(map(token_of, range(1, DEVICES + 1)), answer)
 
-    @rule()
-    def apns_accepts_again(self) -> None:
-        self.answers.clear()
-
     # --- commands ---------------------------------------------------------------------------------------------------
 
     @initialize(
@@ -113,41 +109,36 @@ class Machine(RuleBasedStateMachine):
         self.deliveries = {self.campaigns[key]: way for key, way in zip(self.campaigns, deliveries, strict=True)}
         self._look()
 
-    @rule(key=st.sampled_from(KEYS))
-    def enqueue_again(self, key: str) -> None:
-        with suppress(ConflictError):
-            self.engine.enqueue(key, **self.options[key])
-
-    @rule(key=st.sampled_from(KEYS), command=st.sampled_from(["send", "pause", "resume", "cancel"]))
+    @rule(
+        key=st.sampled_from(KEYS), command=st.sampled_from(["send", "pause", "resume", "resume", "cancel", "enqueue"])
+    )
     def command(self, key: str, command: str) -> None:
-        with suppress(TransitionError):
-            getattr(self.engine.sender.campaigns, command)(key)
+        with suppress(TransitionError, ConflictError):
+            if command == "enqueue":
+                self.engine.enqueue(key, **self.options[key])
+            else:
+                getattr(self.engine.sender.campaigns, command)(key)
 
-    @rule(key=st.sampled_from(KEYS))
-    def resume(self, key: str) -> None:
-        self.command(key, "resume")
-        self.engine.sender.apps.resume(BUNDLE)
-
-    @rule(command=st.sampled_from(["pause", "resume"]))
-    def command_app(self, command: str) -> None:
+    @rule(command=st.sampled_from(["pause", "resume", "resume"]), rate=st.sampled_from([None, 5_000.0, 50_000.0]))
+    def command_app(self, command: str, rate: float | None) -> None:
         getattr(self.engine.sender.apps, command)(BUNDLE)
-
-    @rule(rate=st.sampled_from([None, 5_000.0, 50_000.0]))
-    def change_rate(self, rate: float | None) -> None:
         self.engine.sender.apps.set_rate(BUNDLE, rate)
 
-    @rule(device=TOKENS, user=st.sampled_from([None, "u-1", "u-2"]))
-    def register(self, device: int, user: str | None) -> None:
-        self.engine.sender.devices.register(BUNDLE, token_of(device), environment="production", user=user)
-
-    @rule(device=TOKENS, way=st.sampled_from(["opt_out", "opt_in"]))
-    def change_of_mind(self, device: int, way: str) -> None:
+    @rule(
+        device=TOKENS,
+        verb=st.sampled_from(["register", "unregister", "opt_out", "opt_in"]),
+        user=st.sampled_from([None, "u-1", "u-2"]),
+    )
+    def hear_from_a_device(self, device: int, verb: str, user: str | None) -> None:
+        devices, token = self.engine.sender.devices, token_of(device)
         with suppress(SenderError):
-            getattr(self.engine.sender.devices, way)(BUNDLE, token=token_of(device))
-
-    @rule(device=TOKENS)
-    def unregister(self, device: int) -> None:
-        self.engine.sender.devices.unregister(BUNDLE, token_of(device))
+            match verb:
+                case "register":
+                    devices.register(BUNDLE, token, environment="production", user=user)
+                case "unregister":
+                    devices.unregister(BUNDLE, token)
+                case _:
+                    getattr(devices, verb)(BUNDLE, token=token)
 
     # --- the flow ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +148,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def two_ticks_at_once(self) -> None:
-        with between(lifecycle, "audience_of", lambda: tick(self.engine.database)):
+        with between(lifecycle, "audience_of", lambda *_: tick(self.engine.database)):
             for campaign_id, _ in tick(self.engine.database):
                 self._cut(campaign_id, self.engine.publish)
 
@@ -223,7 +214,7 @@ class Machine(RuleBasedStateMachine):
     @rule(at=PLACES)
     def a_second_copy_runs_meanwhile(self, at: int) -> None:
         batch = self._take(at)
-        with between(delivery, "record_surely", lambda: send_batch(self.engine.runtime, batch)):
+        with between(delivery, "record_surely", lambda *_: send_batch(self.engine.runtime, batch)):
             send_batch(self.engine.runtime, batch)
 
     @rule(at=PLACES)
@@ -245,17 +236,23 @@ class Machine(RuleBasedStateMachine):
         with mock.patch.object(delivery, "issue", side_effect=RuntimeError("a bug")), suppress(RuntimeError):
             send_batch(self.engine.runtime, self._take(at))
 
-    @rule(at=PLACES)
-    def stall_past_the_lease(self, at: int) -> None:
-        """Another worker has the batch before this one records."""
+    @rule(at=PLACES, answer=st.sampled_from(PASSING), overtakes=st.booleans())
+    def stall_past_the_lease(self, at: int, answer: Answer, overtakes: bool) -> None:
+        """Another worker has the batch, and other answers, before this one records; or the other one records after this
+        one has come back (`overtakes`)."""
         batch = self._take(at)
 
-        def another() -> None:
+        def another(_: Any, claim: Claim, results: Results) -> None:
             self._reclaim()
             self.engine.bring_forward()
-            send_batch(self.engine.runtime, batch)
+            self.apns_answers_all(answer)
+            comes_back = (lambda *_: self._record(claim, results)) if overtakes else (lambda *_: None)
+            with between(delivery, "record_surely", comes_back):
+                send_batch(self.engine.runtime, batch)
+            if overtakes:
+                raise Died  # it has recorded
 
-        with self._repeating(), between(delivery, "record_surely", another):
+        with self._repeating(), between(delivery, "record_surely", another), suppress(Died):
             send_batch(self.engine.runtime, batch)
 
     @rule(at=PLACES, keep=st.booleans())
@@ -264,8 +261,7 @@ class Machine(RuleBasedStateMachine):
         if not self.late:
             return
         claim, results = self.late[at % len(self.late)] if keep else self.late.pop(at % len(self.late))
-        with self.engine.database.transaction() as transaction:
-            record(transaction, claim, results, scale=1.0)
+        self._record(claim, results)
 
     @rule()
     def reclaim_what_the_dead_held(self) -> None:
@@ -334,11 +330,22 @@ class Machine(RuleBasedStateMachine):
         return int(self.engine.sender.campaigns.load(key).id)
 
     def _take(self, at: int) -> int:
+        """A message out of the queue; when it is empty, time passes first."""
+        if not self.engine.queue:
+            self.engine.start()
+        if not self.engine.queue:
+            self.time_passes()
+            self.engine.sweep()
+        self.promises_are_kept()
         return self.engine.queue.pop(at % len(self.engine.queue)) if self.engine.queue else NO_BATCH
 
     def _cut(self, campaign_id: int, publish: Any) -> None:
         turns = iter((False, True))  # one look
         cut_campaign(self.engine.database, campaign_id, publish, stopped=lambda: next(turns, True))
+
+    def _record(self, claim: Claim, results: Results) -> None:
+        with self.engine.database.transaction() as transaction:
+            record(transaction, claim, results, scale=1.0)
 
     def _reclaim(self) -> None:
         with self.engine.database.transaction() as transaction:
@@ -355,14 +362,14 @@ class Machine(RuleBasedStateMachine):
 
 
 @contextmanager
-def between(module: Any, name: str, happens: Callable[[], object]) -> Iterator[None]:
-    """Once, right before a function of a module is called, something else happens."""
+def between(module: Any, name: str, happens: Callable[..., object]) -> Iterator[None]:
+    """Once, right before a function of a module is called, something else happens, which gets its arguments."""
     real = getattr(module, name)
     left = [happens]
 
     def call(*args: Any, **options: Any) -> Any:
         if left:
-            left.pop()()
+            left.pop()(*args)
         return real(*args, **options)
 
     with mock.patch.object(module, name, side_effect=call):
