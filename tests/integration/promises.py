@@ -45,6 +45,7 @@ class Books:
     """Everything that the promises are about."""
 
     campaigns: Mapping[int, str]
+    at_most_once: Mapping[int, bool]  # by campaign
     batches: Mapping[int, tuple[str, int]]  # state, claims so far
     devices: Mapping[str, str]
     apps: Mapping[str, str]
@@ -78,6 +79,7 @@ def read_books(engine: Engine) -> Books:
             cut.setdefault(campaign, set()).add(token)
         return Books(
             campaigns=dict(rows("SELECT id, state FROM {s}.campaigns")),
+            at_most_once=dict(rows("SELECT id, delivery = 'at_most_once' FROM {s}.campaigns")),
             batches={id: (state, epoch) for id, state, epoch in rows("SELECT id, state, epoch FROM {s}.batches")},
             devices=dict(rows("SELECT token, state FROM {s}.devices")),
             apps=dict(rows("SELECT bundle_id, state FROM {s}.apps")),

@@ -12,7 +12,7 @@ from sender.client import Sender
 from sender.settings import Settings
 from sender.store.database import Database
 from tests.integration.engine import Engine
-from tests.integration.machine import Machine
+from tests.integration.machine_rules import Machine
 
 #: More of them look further: STATE_MACHINE_EXAMPLES=1000 draws as many, others every time.
 MORE = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
