@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 import structlog
 
@@ -23,8 +24,10 @@ from sender.policy.states import TrialState
 from sender.settings import Settings
 from sender.store import baselines, evidence, lifecycle, trials
 from sender.store.batches import Claim
-from sender.store.database import Database, Transaction
+from sender.store.database import Database, Transaction, is_outage
 from sender.store.devices import Gone
+from sender.store.partitions import lock_timeout
+from sender.store.retention import BUSY
 
 log = structlog.get_logger()
 
@@ -36,6 +39,10 @@ REMEMBERED = 1000
 
 #: Seconds for which what is usual is believed, and after which answers of a quiet campaign count as history.
 BELIEVED, QUIET = 60.0, 30.0
+
+
+#: How long the end of a trial waits for devices that somebody else holds.
+LOCKED_FOR = "500ms"
 
 
 class Ruling(StrEnum):
@@ -290,15 +297,30 @@ def trust(transaction: Transaction, app_id: int, trial: trials.Trial) -> None:
 
 def trust_ended(database: Database) -> None:
     """End the trials of campaigns whose audience was too small for a verdict: what was not suspicious is trusted. So
-    are the 410s that a worker left waiting when it died."""
+    are the 410s that a worker left waiting when it died. What somebody holds is left for the next time: an open
+    transaction of the application, say, that has written to one of the devices."""
     with database.transaction() as transaction:
         found, left = trials.ended(transaction), trials.left_behind(transaction)
     for campaign_id, environment in left:
-        with database.transaction() as transaction:
-            trials.apply_staged(transaction, campaign_id, environment)
+        _end_apart(
+            database, campaign_id, partial(trials.apply_staged, campaign_id=campaign_id, environment=environment)
+        )
     for app_id, trial in found:
+        _end_apart(database, trial.campaign_id, partial(trust, app_id=app_id, trial=trial))
+
+
+def _end_apart(database: Database, campaign_id: int, step: Callable[[Transaction], object]) -> None:
+    """Take a step that must not keep the sweep from the others."""
+    try:
         with database.transaction() as transaction:
-            trust(transaction, app_id, trial)
+            lock_timeout(transaction, LOCKED_FOR)
+            step(transaction)
+    except BUSY as error:
+        log.info("trial_end_deferred", campaign_id=campaign_id, error=type(error).__name__)
+    except Exception as error:
+        if is_outage(error):
+            raise
+        log.exception("trial_end_broke", campaign_id=campaign_id)
 
 
 def thresholds_of(settings: Settings) -> Thresholds:

@@ -84,7 +84,8 @@ SET canary_state = %(to)s, canary = canary || %(facts)s::jsonb,
     cut_cursor = CASE WHEN %(passes)s THEN 0 ELSE cut_cursor END,
     cut_finished = cut_finished AND NOT %(passes)s,
     fanout_until = CASE WHEN %(passes)s THEN NULL ELSE fanout_until END
-WHERE id = %(id)s AND canary_state = ANY(%(from)s) AND state = %(state)s AND cut_finished = %(cut_finished)s
+WHERE id = (SELECT id FROM {s}.campaigns WHERE id = %(id)s FOR NO KEY UPDATE SKIP LOCKED) -- the next sweep tries again
+  AND canary_state = ANY(%(from)s) AND state = %(state)s AND cut_finished = %(cut_finished)s
 RETURNING id
 """
 

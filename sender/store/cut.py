@@ -56,13 +56,13 @@ UPDATE {s}.campaigns c SET low_batch_id = mark.low
 FROM (
     SELECT c.id, coalesce(min(b.id) FILTER (WHERE b.state <> 'done'), max(b.id) + 1) - 1 AS low
     FROM {s}.campaigns c JOIN {s}.batches b ON b.campaign_id = c.id AND b.id > c.low_batch_id
-    WHERE c.finished_at IS NULL AND c.cut_finished GROUP BY c.id
+    WHERE c.id = ANY(%s) GROUP BY c.id
 ) AS mark
 WHERE c.id = mark.id AND mark.low > c.low_batch_id
 """
 
 _HOLD_CUT = """
-SELECT FROM {s}.campaigns WHERE finished_at IS NULL AND cut_finished ORDER BY id FOR NO KEY UPDATE
+SELECT id FROM {s}.campaigns WHERE finished_at IS NULL AND cut_finished ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """
 
 _INSERT = """
@@ -111,12 +111,13 @@ LIMIT %(most)s
 #: Held until the batches are there to be seen: a fan-out that cannot see them would move its low-water mark past them.
 _BATCH_SIZES = """
 SELECT c.id, least(c.rate, a.rate, %s::float8), c.batch_size FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
-WHERE c.id = ANY(%s) ORDER BY c.id FOR NO KEY UPDATE OF c
+WHERE c.id = ANY(%s) ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
 """
 
 _ASSIGN = """
-UPDATE {s}.retries r SET batch_id = %(batch)s
-FROM unnest(%(ids)s::bigint[]) AS i(id) WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id
+UPDATE {s}.retries r SET batch_id = i.batch
+FROM unnest(%(ids)s::bigint[], %(batches)s::bigint[]) AS i(id, batch)
+WHERE r.campaign_id = %(campaign)s AND r.device_id = i.id
 """
 
 
@@ -192,9 +193,10 @@ def insert(transaction: Transaction, campaign_id: int, kind: str, batches: Seque
 
 def advance_low(transaction: Transaction) -> None:
     """Move the low-water marks of campaigns that are cut to their end. Their rows are held first, so that no batch of
-    theirs can be written unseen."""
-    transaction.execute(_HOLD_CUT)
-    transaction.execute(_ADVANCE_LOW)
+    theirs can be written unseen; one that somebody else holds is left for the next time."""
+    held = [id for (id,) in transaction.execute(_HOLD_CUT)]
+    if held:
+        transaction.execute(_ADVANCE_LOW, (held,))
 
 
 def unpublish(transaction: Transaction, batch_ids: Sequence[int]) -> None:
@@ -220,7 +222,9 @@ def gather_retries(
     size_at: Callable[[float | None, int], int],
     installation_rate: float | None = None,
 ) -> int:
-    """Put due retries into batches of their campaigns; returns how many."""
+    """Put due retries into batches of their campaigns; returns how many. Those of a campaign whose row somebody else
+    holds are left for the next time."""
+    gathered = 0
     by_campaign: dict[int, list[int]] = {}
     for campaign_id, device_id in transaction.execute(_DUE_RETRIES, {"most": most}):
         by_campaign.setdefault(campaign_id, []).append(device_id)
@@ -230,6 +234,8 @@ def gather_retries(
         ids = sorted(by_campaign[campaign_id])
         size = size_at(rate, wanted)
         groups = [ids[at : at + size] for at in range(0, len(ids), size)]
-        for batch_id, group in zip(insert(transaction, campaign_id, "retry", groups), groups, strict=True):
-            transaction.execute(_ASSIGN, {"batch": batch_id, "ids": group, "campaign": campaign_id})
-    return sum(map(len, by_campaign.values()))
+        made = insert(transaction, campaign_id, "retry", groups)
+        places = [batch_id for batch_id, group in zip(made, groups, strict=True) for _ in group]
+        transaction.execute(_ASSIGN, {"ids": ids, "batches": places, "campaign": campaign_id})
+        gathered += len(ids)
+    return gathered

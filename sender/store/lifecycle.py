@@ -73,15 +73,20 @@ WHERE c.finished_at IS NULL
 RETURNING c.id, c.key, c.state
 """
 
+#: In the order of their ids, as everybody who holds more than one; what somebody else holds is found by the next tick.
 _FANOUT_WANTED = """
+WITH wanted AS MATERIALIZED (
+    SELECT c.id FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+    WHERE a.state = 'active' AND c.state = 'running'
+      AND (c.fanout_until IS NULL OR c.fanout_until < now()
+           OR c.fanout_until > now() + make_interval(secs => 2 * %(seconds)s))  -- the clock was set back
+      AND (NOT c.cut_finished OR EXISTS (
+          SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state = 'open'
+                                      AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now())))
+    ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+)
 UPDATE {s}.campaigns c SET fanout_until = now() + make_interval(secs => %(seconds)s)
-FROM {s}.apps a
-WHERE a.id = c.app_id AND a.state = 'active' AND c.state = 'running'
-  AND (c.fanout_until IS NULL OR c.fanout_until < now()
-       OR c.fanout_until > now() + make_interval(secs => 2 * %(seconds)s))  -- the clock was set back
-  AND (NOT c.cut_finished OR EXISTS (
-      SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state = 'open'
-                                  AND b.published_at IS NULL AND (b.due_at IS NULL OR b.due_at <= now())))
+FROM wanted WHERE c.id = wanted.id
 RETURNING c.id, c.key
 """
 

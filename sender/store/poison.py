@@ -23,10 +23,11 @@ WHERE c.finished_at IS NULL AND c.state IN ('running', 'paused') AND b.state = '
 ORDER BY b.id LIMIT 20
 """
 
-#: Held until the new batches are there to be seen: nobody may move the low-water mark past them.
+#: Held until the new batches are there to be seen: nobody may move the low-water mark past them. While somebody else
+#: holds it, it can wait.
 _HOLD_CAMPAIGN = """
 SELECT c.id, c.key, c.started_on FROM {s}.campaigns c
-WHERE c.id = (SELECT campaign_id FROM {s}.batches WHERE id = %s) FOR NO KEY UPDATE
+WHERE c.id = (SELECT campaign_id FROM {s}.batches WHERE id = %s) FOR NO KEY UPDATE SKIP LOCKED
 """
 
 _HOLD_BATCH = """
@@ -119,8 +120,10 @@ def errors(transaction: Transaction, campaign: str) -> dict[str, int]:
 
 def _hold(transaction: Transaction, batch_id: int) -> tuple[int, str, date, list[int], str | None] | None:
     campaign = transaction.execute(_HOLD_CAMPAIGN, (batch_id,)).fetchone()
+    if campaign is None:
+        return None
     batch = transaction.execute(_HOLD_BATCH, {"batch": batch_id} | _caps()).fetchone()
-    return None if campaign is None or batch is None else (*campaign, *batch)
+    return None if batch is None else (*campaign, *batch)
 
 
 def _fail(transaction: Transaction, batch_id: int, campaign_id: int, started_on: date, device_id: int) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from unittest import mock
 
 import pytest
 
+from sender.canary import Canary
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.healing import Healing
 from sender.model import ACCEPTED, Push, Rejected
+from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import campaigns, lifecycle, trials
+from sender.store import campaigns, cut, lifecycle, trials
 from sender.store.database import Database
 from tests.integration.engine import BUNDLE, Engine, ScriptedClient, engine_on, token_of
 
-BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
 BUSY = Rejected(status=503, reason="Shutdown")
+GONE = Rejected(status=410, reason="Unregistered", timestamp=datetime(2026, 6, 1, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -141,3 +145,73 @@ def test_a_kind_that_turns_while_another_of_the_same_batch_is_issued_is_not_move
         "sandbox": 10,
     }
     assert token_of(1) in engine.received
+
+
+# --- nobody waits for what somebody else holds ----------------------------------------------------------------------
+
+
+def sweep_beside(engine: Engine, statement: str) -> None:
+    """Sweep and tick while a transaction of somebody else holds what a statement locks."""
+    with engine.database.transaction() as other:
+        other.execute(statement)
+        done = threading.Event()
+
+        def go() -> None:
+            engine.sweep()
+            engine.start()
+            done.set()
+
+        threading.Thread(target=go, daemon=True).start()
+        in_time = done.wait(20)
+    assert in_time, "the sweep waits for the other transaction"
+    done.wait(60)
+
+
+def test_a_campaign_whose_row_is_held_does_not_hold_up_the_sweep_of_the_others(engine: Engine) -> None:
+    engine.add_devices(12)
+    engine.answer(lambda push: BUSY if number(push) == 1 else ACCEPTED)
+    engine.enqueue("held", batch_size=4)
+    engine.enqueue("tried", canary=Canary(count=3))
+    engine.start()
+    engine.work()
+    engine.bring_forward()
+    engine.answer(lambda push: ACCEPTED)
+    engine.enqueue("free", batch_size=4)
+    with engine.database.transaction() as transaction:
+        (held,) = transaction.execute("SELECT id FROM {s}.campaigns WHERE key = 'held'").fetchone() or (0,)
+        cut.insert(transaction, held, "first", [[1, 2]])  # and one that failed too often
+        transaction.execute("UPDATE {s}.batches SET failures = 100 WHERE state = 'open'")
+    sweep_beside(engine, "SELECT FROM {s}.campaigns WHERE key IN ('held', 'tried') FOR UPDATE")
+    assert engine.report("free").state == "running"
+    engine.run()
+    assert [engine.report(key).state for key in ("held", "tried", "free")] == ["completed"] * 3
+    assert engine.rows("SELECT count(*), outcome FROM {s}.deliveries GROUP BY outcome") == [(36, "sent")]
+
+
+def test_a_device_that_the_application_holds_does_not_hold_up_the_sweep(engine: Engine) -> None:
+    engine.add_devices(20, registered_at=datetime(2026, 1, 1, tzinfo=UTC))
+    engine.answer(lambda push: GONE if number(push) == 1 else ACCEPTED)
+    engine.enqueue(batch_size=20)
+    engine.start()
+    engine.work()
+    assert engine.rows("SELECT device_id FROM {s}.staged") == [(1,)]
+    sweep_beside(engine, "SELECT FROM {s}.devices WHERE id = 1 FOR UPDATE")
+    engine.run()
+    assert engine.report().state == "completed"
+    assert engine.states() == {"active": 19, "invalid": 1}
+
+
+def test_retries_of_a_slow_campaign_are_each_in_the_batch_that_has_them(engine: Engine) -> None:
+    engine.add_devices(7)
+    engine.answer(lambda push: BUSY)
+    engine.enqueue(batch_size=7)
+    engine.start()
+    engine.work()
+    engine.bring_forward()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET batch_size = 3")
+        assert cut.gather_retries(transaction, most=100, size_at=batch_size) == 7
+    assert engine.rows("SELECT size FROM {s}.batches WHERE kind = 'retry' ORDER BY id") == [(3,), (3,), (1,)]
+    assert engine.rows(
+        "SELECT count(*) FROM {s}.retries r JOIN {s}.batches b ON b.id = r.batch_id AND r.device_id = ANY(b.device_ids)"
+    ) == [(7,)]
