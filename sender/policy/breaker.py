@@ -42,9 +42,10 @@ CLIMB = 0.02
 CUT_EVERY = 1.0
 CALM_AFTER = 3.0
 
-#: A share of answers, refusals or timeouts counts from so many of them on: one bad device in a hundred never does.
-FEW = 5
-BROAD_SHARE = 0.1
+#: A share of answers, refusals or timeouts counts from so many of them on: one bad device in a hundred never does, and
+#: one in twenty hardly ever by chance.
+FEW = 8
+BROAD_SHARE = 0.15
 NEARLY_ALL, MANY = 0.9, 20
 
 #: Seconds without any connection after which one failed attempt is enough (it took so long by itself).

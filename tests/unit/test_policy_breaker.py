@@ -72,7 +72,7 @@ def test_being_without_a_connection_opens_nothing_while_no_attempt_failed(cause:
     [
         Tally(judged=1000, unavailable=300, answered=1000),
         Tally(judged=1000, throttled=200, answered=1000),
-        Tally(refused=50, answered=400),
+        Tally(refused=80, answered=400),
         Tally(limit_falls=1, answered=100),
         Tally(goaways=1, answered=100),
         Tally(lost=2, answered=100),
@@ -94,6 +94,7 @@ def test_a_credential_in_some_trouble_is_slowed_down(seen: Tally) -> None:
         Tally(answered=50_000, judged=50_000),
         Tally(judged=4, throttled=4, answered=4),  # too few to say anything
         Tally(judged=1, unavailable=1, answered=1),
+        Tally(judged=100, unavailable=12, answered=100),  # one in twenty, on a bad day
         Tally(lost=1, answered=10),
         Tally(failures=1, answered=10),
         Tally(unanswered=3, answered=10_000),
