@@ -1,6 +1,6 @@
 """The engine as a state machine for Hypothesis: some campaigns, a handful of devices, a worker whose threads die and
-stall, a queue that is a list, and a scripted APNs, on a real database. After every step what is promised is looked up; at
-the end everything that is under way must come to its end. The steps are in `machine_rules`."""
+stall, a queue that is a list, and a scripted APNs, on a real database. After every step what is promised is looked up;
+at the end everything that is under way must come to its end. The steps are in `machine_rules`."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Stage(RuleBasedStateMachine):
         return self.books
 
     def take(self, at: int) -> int:
-        """A message out of the queue. When it is empty, whatever keeps it empty is done away with first: by the flow, by
-        time, by the people, by another campaign."""
+        """A message out of the queue. When it is empty, what keeps it empty is done away with: by the flow, by time, by
+        people, by another campaign."""
         for fill in (self.engine.start, self._let_time_pass, self._let_go_on, lambda: self._enqueue(draft=False)):
             if self.engine.queue:
                 break

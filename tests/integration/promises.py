@@ -18,26 +18,33 @@ from sender.policy.states import (
 )
 from tests.integration.engine import Engine
 
-_FINALS = """
-SELECT l.campaign_id, d.token, l.outcome FROM {s}.deliveries l LEFT JOIN {s}.devices d ON d.id = l.device_id
-"""
 _CUT = """
 SELECT b.campaign_id, d.token FROM {s}.batches b CROSS JOIN unnest(b.device_ids) AS i(id)
 JOIN {s}.devices d ON d.id = i.id
 """
-_OPEN = _CUT.replace("b.campaign_id, d.token", "b.id, b.campaign_id, d.token") + " WHERE b.state <> 'done'"
-_RETRIES = """
-SELECT r.campaign_id, d.token, r.batch_id FROM {s}.retries r LEFT JOIN {s}.devices d ON d.id = r.device_id
-"""
-_COUNTED = f"""
-SELECT campaign_id, {", ".join(f"sum({outcome})::int" for outcome in Outcome)} FROM {{s}}.batches GROUP BY 1
-"""
-_REASONS = """
-SELECT b.campaign_id, r.key, sum(r.value::int)::int FROM {s}.batches b, jsonb_each_text(b.reasons) AS r GROUP BY 1, 2
-"""
-_LEDGER_REASONS = """
-SELECT campaign_id, reason, count(*)::int FROM {s}.deliveries WHERE reason IS NOT NULL GROUP BY 1, 2
-"""
+_READ = {
+    "campaigns": "SELECT id, state, delivery FROM {s}.campaigns",
+    "batches": "SELECT id, state, epoch FROM {s}.batches",
+    "devices": "SELECT token, state FROM {s}.devices",
+    "apps": "SELECT bundle_id, state FROM {s}.apps",
+    "breakers": "SELECT credential, state FROM {s}.breakers",
+    "trials": "SELECT campaign_id, environment, state FROM {s}.trials",
+    "finals": "SELECT l.campaign_id, d.token, l.outcome FROM {s}.deliveries l JOIN {s}.devices d ON d.id = l.device_id",
+    "cut": _CUT,
+    "open": _CUT.replace("b.campaign_id, d.token", "b.id, b.campaign_id, d.token") + " WHERE b.state <> 'done'",
+    "retries": "SELECT r.campaign_id, d.token, r.batch_id FROM {s}.retries r JOIN {s}.devices d ON d.id = r.device_id",
+    "intents": "SELECT campaign_id, device_id FROM {s}.intents",
+    # Those of claims that there are still: others are void.
+    "reservations": "SELECT r.batch_id FROM {s}.reservations r JOIN {s}.batches b ON b.id = r.batch_id "
+    "AND b.epoch = r.epoch WHERE b.state = 'claimed' AND r.pushes > 0",
+    "counted": "SELECT campaign_id, "
+    + ", ".join(f"sum({each})::int" for each in Outcome)
+    + " FROM {s}.batches GROUP BY 1",
+    "reasons": "SELECT b.campaign_id, r.key, sum(r.value::int)::int "
+    "FROM {s}.batches b, jsonb_each_text(b.reasons) AS r GROUP BY 1, 2",
+    "ledger_reasons": "SELECT campaign_id, reason, count(*)::int FROM {s}.deliveries WHERE reason IS NOT NULL "
+    "GROUP BY 1, 2",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,54 +71,39 @@ class Books:
 
 
 def read_books(engine: Engine) -> Books:
-    """Read everything, in one transaction."""
-    with engine.database.transaction() as transaction:
-
-        def rows(statement: str) -> list[tuple[Any, ...]]:
-            return transaction.execute(statement).fetchall()
-
-        finals = rows(_FINALS)
-        open_: dict[int, tuple[int, set[str]]] = {}
-        for batch, campaign, token in rows(_OPEN):
-            open_.setdefault(batch, (campaign, set()))[1].add(token)
-        cut: dict[int, set[str]] = {}
-        for campaign, token in rows(_CUT):
-            cut.setdefault(campaign, set()).add(token)
-        return Books(
-            campaigns=dict(rows("SELECT id, state FROM {s}.campaigns")),
-            at_most_once=dict(rows("SELECT id, delivery = 'at_most_once' FROM {s}.campaigns")),
-            batches={id: (state, epoch) for id, state, epoch in rows("SELECT id, state, epoch FROM {s}.batches")},
-            devices=dict(rows("SELECT token, state FROM {s}.devices")),
-            apps=dict(rows("SELECT bundle_id, state FROM {s}.apps")),
-            breakers=dict(rows("SELECT credential, state FROM {s}.breakers")),
-            trials={
-                (id, of): state for id, of, state in rows("SELECT campaign_id, environment, state FROM {s}.trials")
-            },
-            finals={(campaign, token): outcome for campaign, token, outcome in finals},
-            rows=len(finals),
-            cut=cut,
-            open=open_,
-            retries={(campaign, token): batch for campaign, token, batch in rows(_RETRIES)},
-            intents=set(rows("SELECT campaign_id, device_id FROM {s}.intents")),
-            reservations=_reserved(rows),
-            counted={
-                (campaign, outcome.value): count
-                for campaign, *counts in rows(_COUNTED)
-                for outcome, count in zip(Outcome, counts, strict=True)
-                if count
-            },
-            reasons={(campaign, reason): count for campaign, reason, count in rows(_REASONS)},
-            ledger_reasons={(campaign, reason): count for campaign, reason, count in rows(_LEDGER_REASONS)},
-        )
-
-
-def _reserved(rows: Any) -> int:
-    """Reservations of claims that there are still: those of others are void."""
-    return len(
-        rows(
-            "SELECT FROM {s}.reservations r JOIN {s}.batches b ON b.id = r.batch_id AND b.epoch = r.epoch "
-            "WHERE b.state = 'claimed' AND r.pushes > 0"
-        )
+    """Read everything, in one transaction and one round trip."""
+    with engine.database.transaction() as transaction, transaction.connection.pipeline():
+        cursors = {name: transaction.execute(statement) for name, statement in _READ.items()}
+        found: dict[str, list[Any]] = {name: cursor.fetchall() for name, cursor in cursors.items()}
+    open_: dict[int, tuple[int, set[str]]] = {}
+    for batch, campaign, token in found["open"]:
+        open_.setdefault(batch, (campaign, set()))[1].add(token)
+    cut: dict[int, set[str]] = {}
+    for campaign, token in found["cut"]:
+        cut.setdefault(campaign, set()).add(token)
+    return Books(
+        campaigns={id: state for id, state, _ in found["campaigns"]},
+        at_most_once={id: way == "at_most_once" for id, _, way in found["campaigns"]},
+        batches={id: (state, epoch) for id, state, epoch in found["batches"]},
+        devices=dict(found["devices"]),
+        apps=dict(found["apps"]),
+        breakers=dict(found["breakers"]),
+        trials={(id, environment): state for id, environment, state in found["trials"]},
+        finals={(campaign, token): outcome for campaign, token, outcome in found["finals"]},
+        rows=len(found["finals"]),
+        cut=cut,
+        open=open_,
+        retries={(campaign, token): batch for campaign, token, batch in found["retries"]},
+        intents=set(found["intents"]),
+        reservations=len(found["reservations"]),
+        counted={
+            (campaign, outcome.value): count
+            for campaign, *counts in found["counted"]
+            for outcome, count in zip(Outcome, counts, strict=True)
+            if count
+        },
+        reasons={(campaign, reason): count for campaign, reason, count in found["reasons"]},
+        ledger_reasons={(campaign, reason): count for campaign, reason, count in found["ledger_reasons"]},
     )
 
 
