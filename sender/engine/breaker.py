@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 
-from sender.model import Answer, Rejected
+from sender.model import Answer, NotProcessed, Rejected
 from sender.policy.breaker import PROBE_PATIENCE, PROVIDER_TOKEN_HOLD, clears
 from sender.policy.states import BreakerState
 from sender.store import breakers
@@ -25,6 +25,8 @@ from sender.store.database import Database, Transaction
 from sender.store.limits import Limit
 
 log = structlog.get_logger()
+
+_RECALLED = NotProcessed(cause="recalled")
 
 #: Seconds for which a batch that is not served at a lowered pace is left alone, at the most.
 LONGEST_TURN = 5.0
@@ -151,13 +153,14 @@ class Breakers:
         return True
 
     def end_probe(self, identity: str, answer: Answer | None) -> None:
-        """Close the breaker, or open it again, by the probe's answer (None: it was not sent)."""
+        """Close the breaker, or open it again, by the probe's answer (None: it was not sent, as when it was recalled
+        because its claim had to stop)."""
         with self._lock:
             probe = self._probes.pop(identity, None)
         if probe is None:
             return
         with self._database.transaction() as transaction:
-            if answer is None:
+            if answer is None or answer == _RECALLED:
                 breakers.give_back_probe(transaction, identity, probe.until)
             elif clears(answer):
                 if breakers.close_one(transaction, identity, until=probe.until):

@@ -50,22 +50,33 @@ class Sweeper:
 
         What needs the broker comes last: with Redis away, claims are still taken back and campaigns still finish.
         """
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._heartbeats.reclaim(database, settings.lease),
+            lambda: part_suspected(database),
+            lambda: end_open(database),
+            lambda: _finish(database),
+            lambda: canary.advance(database),
+            lambda: self._housekeeper.run(database, settings),
+            lambda: _gather(database, settings.rate),
+        )
         if not self._lock.acquire(blocking=False):
             return
         try:
-            try:
-                self._heartbeats.reclaim(database, settings.lease)
-                part_suspected(database)
-                _finish(database)
-                canary.advance(database)
-                self._housekeeper.run(database, settings)
-                _gather(database, settings.rate)
-            except Exception:
-                self._heartbeats.forget()
-                raise
+            for step in steps:
+                self._take(step)
             _republish(database, publish, waiting)
         finally:
             self._lock.release()
+
+    def _take(self, step: Callable[[], None]) -> None:
+        """Take a step. What breaks in it must not keep the sweep from the next; a database that is away does."""
+        try:
+            step()
+        except Exception as error:
+            if is_outage(error):
+                self._heartbeats.forget()
+                raise
+            log.exception("sweep_step_broke")
 
 
 def _gather(database: Database, installation_rate: float | None) -> None:
@@ -105,7 +116,6 @@ def end_open(database: Database) -> None:
 
 
 def _finish(database: Database) -> None:
-    end_open(database)
     with database.transaction() as transaction:
         cut.advance_low(transaction)
     trust_ended(database)

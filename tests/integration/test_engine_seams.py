@@ -6,17 +6,20 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from unittest import mock
+from uuid import uuid4
 
 import pytest
 
+from sender.apns.pool import RECALLED
 from sender.canary import Canary
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.healing import Healing
-from sender.model import ACCEPTED, Push, Rejected
+from sender.model import ACCEPTED, NotProcessed, Push, Rejected
 from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import campaigns, cut, lifecycle, trials
+from sender.store import breakers, campaigns, cut, lifecycle, sending, trials
+from sender.store.breakers import Opening
 from sender.store.database import Database
 from tests.integration.engine import BUNDLE, Engine, ScriptedClient, engine_on, token_of
 
@@ -215,3 +218,34 @@ def test_retries_of_a_slow_campaign_are_each_in_the_batch_that_has_them(engine: 
     assert engine.rows(
         "SELECT count(*) FROM {s}.retries r JOIN {s}.batches b ON b.id = r.batch_id AND r.device_id = ANY(b.device_ids)"
     ) == [(7,)]
+
+
+def test_a_step_of_the_sweep_that_breaks_does_not_keep_it_from_the_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(3)
+    engine.answer(lambda push: BUSY)
+    engine.enqueue(batch_size=3)
+    engine.start()
+    engine.work()
+    engine.answer(lambda push: ACCEPTED)
+    engine.bring_forward()
+
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    for step in ("part_suspected", "end_open", "canary.advance"):
+        monkeypatch.setattr(f"sender.engine.sweep.{step}", breaks)
+    engine.run(rounds=5)
+    assert engine.report().state == "completed"
+
+
+def test_a_probe_that_was_recalled_is_given_back_and_does_not_count_as_failed(engine: Engine) -> None:
+    with engine.database.transaction() as transaction:
+        credential = sending.credentials(transaction, 1)["production"].identity
+        breakers.trip(transaction, credential, Opening(cause="cannot connect", chance=0.0, scale=0.0))
+    owner = uuid4()
+    assert engine.runtime.breakers.begin_probe(credential, owner)
+    engine.runtime.breakers.end_probe(credential, NotProcessed(cause=RECALLED))
+    assert engine.rows("SELECT state, trips, cause FROM {s}.breakers") == [("open", 1, "cannot connect")]
+    assert engine.runtime.breakers.begin_probe(credential, owner)
