@@ -19,6 +19,7 @@ from sender.errors import (
     InvalidTokenError,
     MissingExtraError,
     NotFoundError,
+    SchemaVersionError,
     SenderError,
     TransitionError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "NotFoundError",
     "Payload",
     "PushType",
+    "SchemaVersionError",
     "Segment",
     "Sender",
     "SenderError",

@@ -160,7 +160,8 @@ class Apps:
         """Limit an app's pushes a second over all its campaigns and all workers; None lifts the limit."""
         good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
         if rate is not None and not good:
-            raise InvalidInputError("rate", [f"{str(rate)[:40]!r} is not a number of pushes a second above 0, or None"])
+            fault = f"{str(rate)[:40]!r} is not a number of pushes a second above 0; None (unlimited) lifts the limit"
+            raise InvalidInputError("rate", [fault])
         with self._services.database.transaction() as transaction:
             store.set_rate(transaction, _found(transaction, bundle_id).id, rate)
 
@@ -174,8 +175,8 @@ class Apps:
             missing = [str(each) for each in Environment if each not in app.environments]
             if on and missing:
                 raise ConflictError(
-                    f"app {bundle_id} has no credential for {' and '.join(missing)}, so that nothing can be tried there: "
-                    f"add one with `sender apps set-credential {bundle_id} --environment {missing[0]} …`"
+                    f"app {bundle_id} has no credential for {' and '.join(missing)}, so that nothing can be tried "
+                    f"there: add one with `sender apps set-credential {bundle_id} --environment {missing[0]} …`"
                 )
             store.set_healing(transaction, app.id, on)
             return _found(transaction, bundle_id)

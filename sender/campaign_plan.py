@@ -193,7 +193,11 @@ def check_rate(rate: Any) -> list[str]:
     if rate is None or isinstance(rate, Default):
         return []
     good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= FASTEST
-    return [] if good else ["rate: must be more than 0 pushes a second; None lifts the limit"]
+    return (
+        []
+        if good
+        else ["rate: must be more than 0 pushes a second; None lifts the limit (on the command line: unlimited)"]
+    )
 
 
 def check_over(over: Any) -> tuple[float | None, list[str]]:

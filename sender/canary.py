@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from sender.errors import InvalidInputError
+from sender.policy.outcomes import RULES
 
 MOST_REASONS = 50
 
@@ -67,9 +69,19 @@ def _threshold_faults(thresholds: Any) -> list[str]:
     for reason, share in thresholds.items():
         if not isinstance(reason, str) or not reason.isascii() or not reason.isalnum() or len(reason) > 100:
             faults.append(f"thresholds: {str(reason)[:40]!r} is no reason of APNs, such as BadDeviceToken")
+        elif meant := _misspelt(reason):
+            faults.append(f"thresholds: {reason[:40]!r} is no reason of APNs: did you mean {meant}?")
         elif not (_is_number(share, int, float) and 0 <= share <= 1):
             faults.append(f"thresholds: {reason}: must be a share from 0 to 1 (0.02 is 2 %)")
     return faults
+
+
+def _misspelt(reason: str) -> str | None:
+    """The reason that is meant by one that nearly is it. Others may be new ones: reasons are an open set."""
+    known = {rule.reason.lower(): rule.reason for rule in RULES}
+    nearest = get_close_matches(reason.lower(), known, n=1, cutoff=0.85)
+    meant = known[nearest[0]] if nearest else None
+    return None if meant == reason else meant
 
 
 def _is_number(value: Any, *kinds: type) -> bool:

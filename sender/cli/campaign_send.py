@@ -152,13 +152,15 @@ def _show(
 ) -> None:
     seconds = over if over is not None else None if rate is None else count.total / rate
     limit = "unlimited" if rate is None else f"{rate:,g} pushes a second"
+    if over is not None:
+        limit = f"about {count.total / over:,.4g} pushes a second, to spread it over the time it takes"
     lines = [
         ("campaign", key),
         ("app", app),
         ("segment", segment_text(segment)),
         ("audience", f"{count.total:,} devices"),
         ("left out", exclusions(count.excluded) or "nobody"),
-        ("rate", limit if over is None else "what spreads it over the time it takes"),
+        ("rate", limit),
         ("start", f"{send_at:%Y-%m-%d %H:%M:%S %Z}" if send_at else "now"),
         *([("canary", f"{sample_text(canary)} first{', then it waits' if canary['hold'] else ''}")] if canary else []),
         ("takes", "as long as APNs does" if seconds is None else f"about {duration(seconds)} at that rate"),

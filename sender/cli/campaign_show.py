@@ -10,6 +10,7 @@ from sender.cli.live import exclusions, render
 from sender.cli.output import console, jsonable, print_json
 from sender.cli.tables import counted, table
 from sender.cli.tables import print_table as print_listing
+from sender.policy.states import CampaignState
 from sender.preview import Preview
 from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
@@ -21,6 +22,7 @@ def print_report(report: Report, *, as_json: bool, acknowledged: bool | None = N
         print_json(jsonable(report) | ({} if acknowledged is None else {"acknowledged": acknowledged}))
         return
     console.print(render(report))
+    waits = report.held or report.state is CampaignState.PAUSED
     if acknowledged is not None:
         console.print()
         console.print(stopped_text([report], acknowledged), markup=False, highlight=False, soft_wrap=True)
@@ -30,7 +32,7 @@ def print_report(report: Report, *, as_json: bool, acknowledged: bool | None = N
         and f"{counted(report.retested, 'device')} out of quarantine, as part of the audience",
         "finishes": report.expected_finish
         and not report.finished
-        and f"about {report.expected_finish:%Y-%m-%d %H:%M:%S %Z}",
+        and f"about {report.expected_finish:%Y-%m-%d %H:%M:%S %Z}{', if it goes on now' if waits else ''}",
         "finish by": report.finish_by and f"{report.finish_by:%Y-%m-%d %H:%M:%S %Z}",
         "expiration": report.expiration and f"{report.expiration:%Y-%m-%d %H:%M:%S %Z}",
         "created": f"{report.created_at:%Y-%m-%d %H:%M:%S %Z}",

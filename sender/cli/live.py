@@ -3,6 +3,7 @@ line now and then."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -143,10 +144,11 @@ def exclusions(excluded: dict[str, int]) -> str:
 def why_held(report: Report) -> str:
     """Why the campaign does not go on, or why it ended, and what to do; empty when there is nothing to say."""
     if report.held and report.app_state != "active":
-        why = report.app_state_reason or "by a person"
+        why = (report.app_state_reason or "by a person").removesuffix(".")
         return f"app {report.app} is paused: {why}; to go on: sender apps resume {report.app}"
     if report.held:
-        return f"paused by the system: {report.state_reason}; to go on: sender campaigns resume {report.key}"
+        why = (report.state_reason or "").removesuffix(".")
+        return f"paused by the system: {why}; to go on: sender campaigns resume {report.key}"
     return f"{report.state}: {report.state_reason}" if report.state_reason else ""
 
 
@@ -168,6 +170,8 @@ def pushes(speed: float) -> str:
 def _headline(report: Report) -> Text:
     style = {"completed": "bold green", "failed": "bold red", "paused": "bold yellow"}.get(report.state, "bold")
     rate = "no rate limit" if report.rate is None else f"at most {report.rate:,.4g}/s"
+    if report.app_rate is not None and report.app_rate < (report.rate or math.inf) and not report.finished:
+        rate = f"at most {report.app_rate:,.4g}/s, its app's limit"
     if report.over is not None and report.started_at is None:
         rate = f"over {duration(report.over)}"
     return Text.assemble((report.key, "bold"), f"  {report.app}  ", (report.state, style), f"  {rate}")
@@ -197,7 +201,7 @@ def _pace_line(report: Report, speed: float | None) -> Text:
     seconds = max(((report.finished_at or report.now) - report.started_at).total_seconds(), 0.001)
     average = answered(report) / seconds
     parts = [f"{duration(seconds)}", f"{pushes(average)} on average"]
-    if report.state == "running":
+    if report.state == "running" and not report.held:
         parts.insert(0, pushes(speed if speed is not None else report.rate_now or 0.0))
         left = report.pending + report.in_flight
         if left and report.expected_finish is not None:

@@ -100,7 +100,7 @@ def confirm(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Confirm that quarantined tokens are invalid. Registering again revives them; `restore` undoes it."""
+    """Confirm that quarantined tokens are invalid. Registering again revives them; `restore --reason` undoes it."""
     _leave(tokens or [], campaign, app_id, confirmed=True, dry_run=dry_run, as_json=as_json)
 
 

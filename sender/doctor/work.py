@@ -120,7 +120,7 @@ def check_pauses(snapshot: Snapshot) -> Iterator[Finding]:
         bundle_ids = [app.bundle_id for app in snapshot.apps if breaker.credential in _identities(app)]
         if not bundle_ids:  # of an app that is gone
             continue
-        advice = "nothing to do: it comes back by itself"
+        advice = "nothing to do: it climbs back by itself while something is sent"
         if not breaker.closed:
             advice = f"nothing to do, or, if you know that APNs is well: `sender apps close-breaker {bundle_ids[0]}`"
         yield warning("apps", f"credential {breaker.credential} {breaker.in_words()}", advice)

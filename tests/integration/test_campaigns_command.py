@@ -351,6 +351,25 @@ def test_a_held_campaign_says_why_and_how_to_go_on(sender: Sender, database: Dat
     assert f"sender apps resume {APP}" in " ".join(result.output.split())
 
 
+def test_a_campaign_that_waits_for_a_person_promises_no_end(sender: Sender, database: Database) -> None:
+    succeed(*ONE_STEP)
+    start(database, "spring", rate=100, audience_estimate=1000)
+    sender.apps.set_rate(APP, 20)
+    running = succeed("show", "spring")
+    assert "at most 20/s, its app's limit" in running
+    assert "left" in running
+    sender.apps.pause(APP, "InvalidProviderToken: look at the key.")
+    held = succeed("show", "spring")
+    assert "if it goes on now" in held
+    assert "look at the key; to go on: sender apps resume" in " ".join(held.split())
+    assert " left" not in held
+
+
+def test_a_dry_run_tells_the_rate_that_a_time_comes_to(sender: Sender) -> None:
+    shown = succeed(*[*ONE_STEP, "--over", "10s", "--dry-run"])
+    assert "pushes a second, to spread it over the time it takes" in shown
+
+
 def test_the_pace_is_measured_by_the_databases_clock(sender: Sender, database: Database) -> None:
     succeed(*ONE_STEP)
     campaign = start(database, "spring", audience_estimate=1000)

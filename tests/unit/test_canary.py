@@ -40,6 +40,13 @@ def test_a_canary_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
         Canary(**wrong)
 
 
+def test_a_threshold_for_a_misspelt_reason_is_refused_with_the_one_that_is_meant() -> None:
+    for wrong in ("BadDevicetoken", "BadDeviceTokens", "unregistered"):
+        with pytest.raises(InvalidInputError, match=r"did you mean (BadDeviceToken|Unregistered)"):
+            Canary(share=0.01, thresholds={wrong: 0.02})
+    assert Canary(share=0.01, thresholds={"ReasonOfNextYear": 0.02}).thresholds
+
+
 def test_a_canary_is_the_same_after_it_was_stored() -> None:
     canary = Canary(share=0.01, hold=True, thresholds={"Unregistered": 0.3, "BadDeviceToken": 0})
     assert Canary.from_json({**canary.to_json(), "below": 5, "size": 7, "result": "good"}).to_json() == canary.to_json()
