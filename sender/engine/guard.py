@@ -61,6 +61,7 @@ class Tally:
     refused: list[int] = field(default_factory=list)  # device ids
     probed: int = 0
     noted: bool = False  # in this process's own counters: recording may run more than once
+    trip: Trip | None = None  # what those said, for the same reason
 
 
 @dataclass(slots=True)
@@ -163,13 +164,17 @@ class Guard:
         if audience is not None and audience < self.thresholds.few:
             return {}
         return {
-            environment: (
-                self._judge_window(transaction, claim, environment, tally)
-                if self.trusts(claim, environment)
-                else self._judge_trial(transaction, claim, environment, tally)
-            )
+            environment: self._judge(transaction, claim, environment, tally)
             for environment, tally in sorted(tallies.items())
         }
+
+    def _judge(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
+        if tally.trip is not None:  # in a transaction that was rolled back
+            self._trip(transaction, claim, environment, tally.trip, tally)
+            return Ruling.DROP
+        if self.trusts(claim, environment):
+            return self._judge_window(transaction, claim, environment, tally)
+        return self._judge_trial(transaction, claim, environment, tally)
 
     def _judge_trial(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
         trial = trials.add(transaction, claim, environment, tally.counts, probed=tally.probed)
@@ -205,9 +210,9 @@ class Guard:
             return Ruling.APPLY
         usual = self._usual_of(transaction, campaign.app_id).get(environment)
         resumed = self._trusted.get(_key(claim, environment), False)
-        trip = assess(total, usual, self.thresholds, gone_allowed=resumed)
-        if trip is not None:
-            self._trip(transaction, claim, environment, trip, tally)
+        tally.trip = assess(total, usual, self.thresholds, gone_allowed=resumed)
+        if tally.trip is not None:
+            self._trip(transaction, claim, environment, tally.trip, tally)
             return Ruling.DROP
         if recent is not None and not resumed and in_doubt(recent, usual, self.thresholds):
             seen.staged = True

@@ -72,7 +72,7 @@ SELECT pushes, held FROM room
 _ADD = """
 WITH freed AS (
     DELETE FROM {s}.reservations
-    WHERE campaign_id = %(campaign)s AND environment = %(environment)s AND batch_id = %(batch)s
+    WHERE campaign_id = %(campaign)s AND environment = %(environment)s AND batch_id = %(batch)s AND epoch <= %(epoch)s
 )
 INSERT INTO {s}.trials AS t (campaign_id, environment, judged, accepted, bad_token, wrong_topic, gone, probed, moved)
 VALUES (%(campaign)s, %(environment)s, %(judged)s, %(accepted)s, %(bad_token)s, %(wrong_topic)s, %(gone)s, %(probed)s,
@@ -181,6 +181,7 @@ def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts
             "campaign": claim.campaign.id,
             "environment": environment,
             "batch": claim.batch_id,
+            "epoch": claim.epoch,
             "judged": counts.judged,
             "accepted": counts.accepted,
             "bad_token": counts.bad_token,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 from unittest import mock
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from sender.apns.pool import RECALLED
@@ -16,13 +18,16 @@ from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.healing import Healing
 from sender.model import ACCEPTED, NotProcessed, Push, Rejected
+from sender.policy.guard import Counts
 from sender.policy.pace import batch_size
 from sender.settings import Settings
-from sender.store import breakers, campaigns, cut, lifecycle, sending, trials
+from sender.store import batches, breakers, campaigns, cut, devices, lifecycle, sending, trials
+from sender.store.batches import Claim
 from sender.store.breakers import Opening
-from sender.store.database import Database
+from sender.store.database import Database, Transaction
 from tests.integration.engine import BUNDLE, Engine, ScriptedClient, engine_on, token_of
 
+BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
 BUSY = Rejected(status=503, reason="Shutdown")
 GONE = Rejected(status=410, reason="Unregistered", timestamp=datetime(2026, 6, 1, tzinfo=UTC))
 
@@ -249,3 +254,57 @@ def test_a_probe_that_was_recalled_is_given_back_and_does_not_count_as_failed(en
     engine.runtime.breakers.end_probe(credential, NotProcessed(cause=RECALLED))
     assert engine.rows("SELECT state, trips, cause FROM {s}.breakers") == [("open", 1, "cannot connect")]
     assert engine.runtime.breakers.begin_probe(credential, owner)
+
+
+# --- the guard and what goes wrong beside it ------------------------------------------------------------------------
+
+
+def test_a_trip_that_was_rolled_back_with_its_transaction_comes_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(4000, registered_at=datetime(2026, 1, 1, tzinfo=UTC))
+    engine.answer(lambda push: ACCEPTED if number(push) <= 2000 else BAD_TOKEN if number(push) % 2 else GONE)
+    real = devices.quarantine
+    failures: list[int] = []
+
+    def fail_at_the_trip(transaction: Transaction, *rest: Any) -> int:
+        tripped = transaction.execute("SELECT FROM {s}.trials WHERE state = 'tripped'").fetchone() is not None
+        if tripped and not failures:
+            failures.append(1)
+            raise psycopg.errors.DeadlockDetected("with somebody else")
+        return real(transaction, *rest)
+
+    monkeypatch.setattr(devices, "quarantine", fail_at_the_trip)
+    engine.enqueue(batch_size=200)
+    for _ in range(20):
+        engine.start()
+        if not failures:
+            send_batch(engine.runtime, engine.queue.pop(0))
+    assert failures
+    assert engine.report().state == "paused"
+    assert engine.rows("SELECT state FROM {s}.trials") == [("tripped",)]
+
+
+def test_a_late_answer_frees_nothing_that_a_later_claim_has_outstanding(engine: Engine) -> None:
+    engine.add_devices(600)
+    engine.enqueue(batch_size=600)
+    engine.start()
+
+    def claimed() -> Claim:
+        with engine.database.transaction() as transaction:
+            transaction.execute("UPDATE {s}.batches SET state = 'open', owner = NULL")
+            claim = batches.claim(transaction, engine.queue[0])
+        assert claim is not None
+        return claim
+
+    def reserve(claim: Claim) -> int:
+        with engine.database.transaction() as transaction:
+            return trials.reserve(transaction, claim, "production", wanted=600, most=500).pushes
+
+    late = claimed()
+    assert reserve(late) == 500
+    second = claimed()
+    assert reserve(second) == 500
+    with engine.database.transaction() as transaction:
+        trials.add(transaction, late, "production", Counts(accepted=1), probed=0)
+    assert reserve(second) == 0
