@@ -27,6 +27,7 @@ _REFRESH = 0.5  # seconds between two looks
 _LINE_EVERY = 5.0  # seconds between two lines without a terminal
 duration = in_words
 _WINDOW = 5.0  # seconds over which the speed is measured
+_SLOW = 10.0  # pushes a second, below which that is too short to measure anything
 _MOST_REASONS = 12
 _COLOURS = {"sent": "green", "rejected": "red", "failed": "red", "unknown": "yellow", "retrying": "yellow"}
 
@@ -63,7 +64,7 @@ def watch(sender: Sender, key: str, *, console: Console | None = None, refresh: 
         while True:
             report = sender.campaigns.report(key)
             pace.add(report)
-            live.update(render(report, pace.now), refresh=True)
+            live.update(render(report, _speed(report, pace)), refresh=True)
             if report.finished or report.held:
                 return report
             time.sleep(refresh)
@@ -78,11 +79,17 @@ def _watch_in_lines(sender: Sender, key: str, output: Console, pace: Pace) -> Re
         ended = report.finished or report.held
         figures = (report.state, report.final, report.retrying, report.in_flight)
         if figures != told and (ended or time.monotonic() - told_at >= _LINE_EVERY):
-            output.print(one_line(report, pace.now), markup=False, highlight=False, soft_wrap=True)
+            output.print(one_line(report, _speed(report, pace)), markup=False, highlight=False, soft_wrap=True)
             told, told_at = figures, time.monotonic()
         if ended:
             return report
         time.sleep(_REFRESH)
+
+
+def _speed(report: Report, pace: Pace) -> float | None:
+    """Pushes a second: as watched, but of slow campaigns what the report says, which looks back for longer."""
+    slow = report.rate is not None and report.rate < _SLOW
+    return report.rate_now if slow and report.rate_now is not None else pace.now
 
 
 def render(report: Report, speed: float | None = None) -> RenderableType:

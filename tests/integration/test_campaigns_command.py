@@ -365,6 +365,18 @@ def test_a_campaign_that_waits_for_a_person_promises_no_end(sender: Sender, data
     assert " left" not in held
 
 
+def test_a_slow_campaign_that_is_watched_does_not_seem_to_stand_still(sender: Sender, database: Database) -> None:
+    succeed(*ONE_STEP, "--rate", "0.2")
+    campaign = start(database, "spring", audience_estimate=1000)
+    with database.transaction() as transaction:
+        add_batch(transaction, campaign, 5, sent=5)
+    console = Console(width=120, record=True, force_terminal=False)
+    finish = threading.Timer(1.5, lambda: sender.campaigns.cancel("spring"))
+    finish.start()
+    watch(sender, "spring", console=console)
+    assert "/s" in console.export_text()
+
+
 def test_a_dry_run_tells_the_rate_that_a_time_comes_to(sender: Sender) -> None:
     shown = succeed(*[*ONE_STEP, "--over", "10s", "--dry-run"])
     assert "pushes a second, to spread it over the time it takes" in shown
