@@ -17,9 +17,8 @@ from typing import Any
 
 from sender.errors import NotFoundError
 from sender.policy.states import AppState, CampaignState
-from sender.store import apps, breakers
+from sender.store import apps, breakers, poison
 from sender.store.breakers import Breaker
-from sender.store import poison
 from sender.store.database import Transaction
 from sender.store.segments import AudienceCount
 
