@@ -110,7 +110,7 @@ def test_two_ticks_start_a_campaign_once(engine: Engine) -> None:
 
 def test_two_fan_outs_cut_every_device_once(engine: Engine) -> None:
     engine.add_devices(2000)
-    engine.enqueue(batch_size=100)
+    engine.enqueue(batch_size=200)
     ((campaign, _),) = tick(engine.database)
     together(*[lambda: cut_campaign(engine.database, campaign, engine.publish)] * 3)
     ((cut, distinct),) = engine.rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -229,11 +230,11 @@ def test_probes_keep_to_the_rate(engine: Engine) -> None:
     apns = Apns(engine, sandbox=lambda n: True, production=lambda n: False)
     engine.add_devices(4)
     engine.enqueue(rate=2)
+    began = time.monotonic()
     engine.run()
     assert engine.outcomes() == {"sent": 4}
     assert (apns.production, apns.sandbox) == (4, 4)
-    ((seconds,),) = engine.rows("SELECT extract(epoch FROM max(at) - min(at))::float8 FROM {s}.deliveries")
-    assert seconds >= 2.5  # seven pushes after the first, two a second, in whatever order
+    assert time.monotonic() - began >= 3.0  # seven pushes after the first, two a second: it cannot be faster
 
 
 def test_an_app_with_one_environment_cannot_be_healed(engine: Engine) -> None:
