@@ -231,7 +231,11 @@ def test_probes_keep_to_the_rate(engine: Engine) -> None:
     engine.add_devices(4)
     engine.enqueue(rate=2)
     began = time.monotonic()
-    engine.run()
+    for _ in range(200):  # what comes too early waits in the database
+        engine.run()
+        if engine.outcomes() == {"sent": 4}:
+            break
+        time.sleep(0.1)
     assert engine.outcomes() == {"sent": 4}
     assert (apns.production, apns.sandbox) == (4, 4)
     assert time.monotonic() - began >= 3.0  # seven pushes after the first, two a second: it cannot be faster
