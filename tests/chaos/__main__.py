@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import shutil
 import signal
 import sys
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit status."""
     asked = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # that the database is away is what is asked for
     rounds: list[Round] = []
     print(head(), flush=True)
     try:
