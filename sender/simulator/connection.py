@@ -49,6 +49,10 @@ _SHAPES_KEPT = 1_000
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
 
 
+#: Seconds between the last that is said on a connection and its end.
+LINGER = 0.25
+
+
 class ApnsConnection(asyncio.Protocol):
     """Reads requests, asks `SimulatedApns`, answers, and misbehaves as the scenario says."""
 
@@ -61,6 +65,7 @@ class ApnsConnection(asyncio.Protocol):
         self._early = bytearray()  # decrypted before connection_made
         self._writable = True
         self._ready = False  # SETTINGS are out
+        self._ended = False  # nothing more will be said, and nothing heard
         self._known: dict[bytes, Verdict] = {}
         self._certified: frozenset[str] | None = None
         self._authenticated = False
@@ -125,7 +130,7 @@ class ApnsConnection(asyncio.Protocol):
         if transport is None:
             self._early += data
             return
-        if transport.is_closing():
+        if self._ended or transport.is_closing():
             return
         try:
             self._h2.receive_data(data)
@@ -215,8 +220,8 @@ class ApnsConnection(asyncio.Protocol):
                     bodies.pop(event.stream_id, None)
             elif isinstance(event, ConnectionClosed):
                 self._flush()
-                transport.close()
-            if transport.is_closing():
+                self._end()
+            if self._ended or transport.is_closing():
                 break
         self._journal.per_second[int(now)] += self._journal.requests - taken
 
@@ -316,7 +321,14 @@ class ApnsConnection(asyncio.Protocol):
             if data:
                 transport.write(data)
         if not self._h2.want_read and not self._h2.want_write:
-            transport.close()
+            self._end()
+
+    def _end(self) -> None:
+        """Everything is said. Closing while the client still writes would reset the connection, and what it has not
+        read yet would be lost to it: so what comes now is read and dropped for a moment."""
+        if not self._ended and self._transport is not None:
+            self._ended = True
+            self._timers.append(self._loop.call_later(LINGER, self._transport.close))
 
     # --- mishaps ----------------------------------------------------------------------------------------------------
 
