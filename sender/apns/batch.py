@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 from sender.model import Answer, Push
@@ -45,13 +45,25 @@ class Deadlines:
 
     Batches wait in buckets of 50 ms, so that adding and removing one costs the same whatever its timeout; what stays
     behind of a finished batch is its bucket, until the bucket's time has come.
+
+    A timer that is late says that this process stood still (it was stopped, or the machine slept): the answers have
+    come, and nobody has read them yet. Such batches get `GRACE` seconds more, in which nothing of them is written.
     """
 
     GRAIN = 0.05
+    LATE = 0.1  # seconds by which a timer may be late on a busy machine
+    GRACE = 0.5
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[Batch], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        expire: Callable[[Batch], None],
+        withdraw: Callable[[Collection[Batch]], object],
+    ) -> None:
+        """`expire` ends a batch; `withdraw` takes back what of some batches was never written."""
         self._loop = loop
         self._expire = expire
+        self._withdraw = withdraw
         self._buckets: dict[int, dict[Batch, None]] = {}
         self._order: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -86,7 +98,18 @@ class Deadlines:
 
     def _fire(self) -> None:
         now = self._loop.time()
+        late = now - self._order[0] * self.GRAIN > self.LATE if self._order else False
+        due: list[Batch] = []
         while self._order and self._order[0] * self.GRAIN <= now + 1e-3:
-            for batch in list(self._buckets.pop(heapq.heappop(self._order))):
-                self._expire(batch)
+            due += self._buckets.pop(heapq.heappop(self._order))
+        if late and due:
+            self._withdraw(due)
+            self._loop.call_later(self.GRACE, self._expire_all, due)
+        else:
+            self._expire_all(due)
         self._schedule()
+
+    def _expire_all(self, due: Sequence[Batch]) -> None:
+        for batch in due:
+            if batch.remaining:
+                self._expire(batch)

@@ -49,7 +49,7 @@ class ApnsClient:
             timeout=settings.apns_connect_timeout,
             report=self._report,
         )
-        self._deadlines = Deadlines(self._loop, self._expire)
+        self._deadlines = Deadlines(self._loop, self._expire, self._pool.recall)
         self._open: dict[Batch, asyncio.Future[list[Answer]]] = {}
         self._drained: asyncio.Event = asyncio.Event()
 
