@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from sender.errors import DatabaseUnavailableError
 from sender.store import halts
-from sender.store.database import TRANSIENT, Database
+from sender.store.database import Database, is_outage
 
 #: Seconds that an order waits for the workers: a pause stops new pushes within them.
 PATIENCE = 1.0
@@ -26,8 +25,10 @@ def wait_until_halted(
         try:
             with database.transaction() as transaction:
                 quiet = 0 if halts.issuing(transaction, campaign_id=campaign_id, app_id=app_id) else quiet + 1
-        except (*TRANSIENT, DatabaseUnavailableError):  # what was ordered is written down
-            return False
+        except Exception as error:
+            if is_outage(error):  # what was ordered is written down
+                return False
+            raise
         if quiet == 2:
             return True
         if time.monotonic() >= end:

@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -212,17 +212,7 @@ def _of_user(transaction: Transaction, app: App, user: str, environment: Environ
         raise NotFoundError("device", user, f"this user has none for app {app.bundle_id}")
     devices.sort(key=lambda device: (device.pushable, device.last_seen_at or device.created_at), reverse=True)
     chosen = devices[0]
-    target = _target(app, chosen.token, environment or chosen.environment, known=True)
-    return Target(
-        app_id=target.app_id,
-        app_rate=target.app_rate,
-        app=target.app,
-        token=target.token,
-        environment=target.environment,
-        credential=target.credential,
-        others=len(devices) - 1,
-        known=True,
-    )
+    return replace(_target(app, chosen.token, environment or chosen.environment, known=True), others=len(devices) - 1)
 
 
 def _target(app: App, token: str, environment: Environment, *, known: bool) -> Target:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import structlog
 
+from sender.engine.mishaps import apart
 from sender.policy.canary import is_ready, weigh
 from sender.policy.states import CampaignState, CanaryState
 from sender.store import canaries
 from sender.store.canaries import OpenCanary
-from sender.store.database import Database, Transaction, is_outage
+from sender.store.database import Database, Transaction
 
 log = structlog.get_logger()
 
@@ -19,14 +20,9 @@ def advance(database: Database) -> None:
     with database.transaction() as transaction:
         found = canaries.open_canaries(transaction)
     for canary in found:
-        try:
+        with apart("canary_failed", campaign=canary.key):
             with database.transaction() as transaction:
                 moved = _advance(transaction, canary)
-        except Exception as error:
-            if is_outage(error):
-                raise
-            log.exception("canary_failed", campaign=canary.key)  # it must not keep the sweep from the others
-        else:
             if moved:
                 log.info("canary_moved", campaign=canary.key, state=moved[0].value, result=moved[1])
 

@@ -12,22 +12,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 
 import structlog
 
 from sender.engine.leases import Lease
 from sender.engine.pacing import PATIENCE, Leave
+from sender.engine.trusting import trust
 from sender.policy.diagnosis import diagnose
 from sender.policy.guard import Counts, Thresholds, Trip, Window, assess, in_doubt, least_of, may_be_suspicious
 from sender.policy.states import TrialState
 from sender.settings import Settings
 from sender.store import baselines, evidence, lifecycle, trials
 from sender.store.batches import Claim
-from sender.store.database import Database, Transaction, is_outage
+from sender.store.database import Database, Transaction
 from sender.store.devices import Gone
-from sender.store.partitions import lock_timeout
-from sender.store.retention import BUSY
 
 log = structlog.get_logger()
 
@@ -39,10 +37,6 @@ REMEMBERED = 1000
 
 #: Seconds for which what is usual is believed, and after which answers of a quiet campaign count as history.
 BELIEVED, QUIET = 60.0, 30.0
-
-
-#: How long the end of a trial waits for devices that somebody else holds.
-LOCKED_FOR = "500ms"
 
 
 class Ruling(StrEnum):
@@ -292,40 +286,6 @@ class Guard:
         if counts.judged:
             known = self._history.setdefault(app_id, {})
             known[environment] = known.get(environment, Counts()) + counts
-
-
-def trust(transaction: Transaction, app_id: int, trial: trials.Trial) -> None:
-    """End a trial well: its 410s are applied, and its answers are history."""
-    if trials.trust(transaction, trial.campaign_id, trial.environment):
-        baselines.add(transaction, app_id, {trial.environment: trial.counts})
-
-
-def trust_ended(database: Database) -> None:
-    """End the trials of campaigns whose audience was too small for a verdict: what was not suspicious is trusted. So
-    are the 410s that a worker left waiting when it died. What somebody holds is left for the next time: an open
-    transaction of the application, say, that has written to one of the devices."""
-    with database.transaction() as transaction:
-        found, left = trials.ended(transaction), trials.left_behind(transaction)
-    for campaign_id, environment in left:
-        _end_apart(
-            database, campaign_id, partial(trials.apply_staged, campaign_id=campaign_id, environment=environment)
-        )
-    for app_id, trial in found:
-        _end_apart(database, trial.campaign_id, partial(trust, app_id=app_id, trial=trial))
-
-
-def _end_apart(database: Database, campaign_id: int, step: Callable[[Transaction], object]) -> None:
-    """Take a step that must not keep the sweep from the others."""
-    try:
-        with database.transaction() as transaction:
-            lock_timeout(transaction, LOCKED_FOR)
-            step(transaction)
-    except BUSY as error:
-        log.info("trial_end_deferred", campaign_id=campaign_id, error=type(error).__name__)
-    except Exception as error:
-        if is_outage(error):
-            raise
-        log.exception("trial_end_broke", campaign_id=campaign_id)
 
 
 def thresholds_of(settings: Settings) -> Thresholds:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import structlog
 
+from sender.engine.mishaps import apart
 from sender.engine.retention import retain
 from sender.settings import Settings
-from sender.store import partitions, retention, workers
-from sender.store.database import Database
+from sender.store import partitions, workers
+from sender.store.database import BUSY, Database
 
 log = structlog.get_logger()
 
@@ -42,13 +43,9 @@ class Housekeeper:
             return
         self._due = self._clock() + EVERY
         _prepare(database)
-        try:
+        finished = True
+        with apart("retention_failed"):
             finished = self._retain(database, settings)
-        except retention.PASSING:
-            raise  # the database is away: the sweep must know
-        except Exception:
-            log.exception("retention_failed")
-            return
         if not finished:
             self._due = self._clock() + AGAIN
 
@@ -62,7 +59,7 @@ def _prepare(database: Database) -> None:
     try:
         with database.transaction() as transaction:
             partitions.ensure_ahead(transaction)
-    except retention.BUSY as error:  # somebody reads the changelog for long: there are months of time left
+    except BUSY as error:  # somebody reads the changelog for long: there are months of time left
         log.info("partitions_deferred", error=type(error).__name__)
     with database.transaction() as transaction:
         workers.forget_dead(transaction, seconds=DEAD_AFTER)

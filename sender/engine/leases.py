@@ -16,11 +16,11 @@ from uuid import UUID
 
 import structlog
 
+from sender.engine.mishaps import survived
 from sender.engine.pacing import limits_of
-from sender.errors import DatabaseUnavailableError
 from sender.store import halts, sending, workers
 from sender.store.batches import Claim
-from sender.store.database import TRANSIENT, Database
+from sender.store.database import Database
 from sender.store.limits import Limit
 from sender.store.sending import Standing
 
@@ -201,11 +201,7 @@ class Leases:
     def _repeat(self, name: str, interval: float, step: Callable[[], None]) -> None:
         def run() -> None:
             while not self._closing.wait(interval):
-                try:
+                with survived(name):
                     step()
-                except (*TRANSIENT, DatabaseUnavailableError) as error:
-                    log.warning("lease_step_failed", step=name, error=type(error).__name__)
-                except Exception:
-                    log.exception("lease_step_broke", step=name)
 
         threading.Thread(target=run, name=name, daemon=True).start()

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from sender.engine.breaker import log_opened
+from sender.engine.mishaps import survived
 from sender.engine.poison import name_error
 from sender.engine.results import Results
 from sender.engine.runtime import Runtime
 from sender.engine.salvage import record_apart
-from sender.errors import DatabaseUnavailableError
 from sender.policy.breaker import PROVIDER_TOKEN_HOLD
 from sender.policy.outcomes import Halt
 from sender.policy.poison import failure_delay
@@ -21,7 +21,7 @@ from sender.policy.states import Outcome
 from sender.store import apps, batches, breakers, devices, healing, intents, ledger, lifecycle, quarantine
 from sender.store.batches import Claim
 from sender.store.breakers import Opening
-from sender.store.database import TRANSIENT, Transaction, is_outage
+from sender.store.database import Transaction, is_outage
 from sender.store.devices import Gone
 
 log = structlog.get_logger()
@@ -68,14 +68,11 @@ def record(transaction: Transaction, claim: Claim, results: Results, *, scale: f
 def give_back(runtime: Runtime, claim: Claim, error: Exception) -> None:
     """After an error of our own: it is kept with the batch, which is offered again later, and raised for all to see."""
     delay = failure_delay(claim.failures, scale=runtime.settings.backoff_scale)
-    try:
-        with runtime.database.transaction() as transaction:
-            if is_outage(error):
-                batches.release(transaction, claim, delay=delay)
-            else:
-                batches.give_back(transaction, claim, error=name_error(error), delay=delay)
-    except (*TRANSIENT, DatabaseUnavailableError) as failure:  # its lease ends by itself
-        log.warning("release_failed", batch=claim.batch_id, error=type(failure).__name__)
+    with survived("release", batch=claim.batch_id), runtime.database.transaction() as transaction:
+        if is_outage(error):
+            batches.release(transaction, claim, delay=delay)
+        else:
+            batches.give_back(transaction, claim, error=name_error(error), delay=delay)
 
 
 def _record_facts(

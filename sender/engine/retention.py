@@ -12,7 +12,7 @@ import structlog
 from sender.policy.retention import Step, changelog_step, ledger_step
 from sender.settings import Settings
 from sender.store import folding, partitions, quarantine, retention
-from sender.store.database import Database, Transaction
+from sender.store.database import BUSY, Database, Transaction
 from sender.store.partitions import CHANGELOG, LEDGER, Month
 
 log = structlog.get_logger()
@@ -126,7 +126,7 @@ def _try(
     try:
         with database.transaction() as transaction:
             return step(transaction, *arguments, **named) if retention.alone(transaction) else None
-    except retention.BUSY as error:
+    except BUSY as error:
         log.info("retention_deferred", step=getattr(step, "__name__", ""), error=type(error).__name__)
         return None
 

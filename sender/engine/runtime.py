@@ -22,16 +22,17 @@ from sender.engine.guard import Guard, thresholds_of
 from sender.engine.healing import Healing
 from sender.engine.later import Later
 from sender.engine.leases import Lease, Leases
+from sender.engine.mishaps import survived
 from sender.engine.stopping import Stopping
 from sender.engine.underway import Underway
 from sender.engine.watching import Watcher
-from sender.errors import DatabaseUnavailableError, SchemaVersionError, SenderError
+from sender.errors import SchemaVersionError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.policy.breaker import PROBE_MARGIN
 from sender.settings import Settings
 from sender.store import schema, sending, workers
 from sender.store.batches import Target
-from sender.store.database import TRANSIENT, Database
+from sender.store.database import Database
 
 if TYPE_CHECKING:
     from sender.apns.clients import Clients
@@ -145,11 +146,8 @@ class Runtime:
             closed.result()
             self._loop.stop()
         self._flush_guard(everything=True)
-        try:
-            with self.database.transaction() as transaction:
-                workers.retire(transaction, self.id)
-        except (*TRANSIENT, DatabaseUnavailableError):
-            log.warning("retire_failed", worker=str(self.id))
+        with survived("retiring"), self.database.transaction() as transaction:
+            workers.retire(transaction, self.id)
         self.database.close()
 
     def _close_clients(self, timeout: float) -> Future[None] | None:
@@ -202,28 +200,21 @@ class Runtime:
     def _beat_forever(self) -> None:
         checked = 0
         while True:
-            try:
-                if checked == 0:
-                    self._check_credentials()
-                checked = (checked + 1) % int(CREDENTIAL_CHECK / HEARTBEAT)
-                self._beat()
-            except SchemaVersionError as error:
-                self._give_way(error)
-            except (*TRANSIENT, DatabaseUnavailableError) as error:
-                log.warning("heartbeat_failed", error=type(error).__name__)
-            except Exception:
-                log.exception("heartbeat_broke")
+            with survived("heartbeat"):
+                try:
+                    if checked == 0:
+                        self._check_credentials()
+                    checked = (checked + 1) % int(CREDENTIAL_CHECK / HEARTBEAT)
+                    self._beat()
+                except SchemaVersionError as error:
+                    self._give_way(error)
             self._flush_guard()
             if self._closing.wait(HEARTBEAT):
                 return
 
     def _flush_guard(self, *, everything: bool = False) -> None:
-        try:
+        with survived("guard_flush"):
             self.guard.flush(self.database, everything=everything)
-        except (*TRANSIENT, DatabaseUnavailableError) as error:
-            log.warning("guard_flush_failed", error=type(error).__name__)
-        except Exception:
-            log.exception("guard_flush_broke")
 
     def _give_way(self, error: SchemaVersionError) -> None:
         """The schema was migrated under us: stop in order, for a process of the version that it is made for."""

@@ -10,15 +10,16 @@ import structlog
 
 from sender.engine import canary
 from sender.engine.fanout import PRIORITY_AUDIENCE, publish_all
-from sender.engine.guard import trust_ended
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.later import Publish
+from sender.engine.mishaps import apart
 from sender.engine.poison import part_suspected
 from sender.engine.reclaiming import HeartbeatWatch
+from sender.engine.trusting import trust_ended
 from sender.policy.pace import batch_size
 from sender.settings import Settings
 from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers
-from sender.store.database import Database, is_outage
+from sender.store.database import Database
 
 log = structlog.get_logger()
 
@@ -63,20 +64,15 @@ class Sweeper:
             return
         try:
             for step in steps:
-                self._take(step)
+                with apart("sweep_step_broke"):
+                    step()
+        except Exception:  # the database is away, and was when heartbeats stood still
+            self._heartbeats.forget()
+            raise
+        else:
             _republish(database, publish, waiting)
         finally:
             self._lock.release()
-
-    def _take(self, step: Callable[[], None]) -> None:
-        """Take a step. What breaks in it must not keep the sweep from the next; a database that is away does."""
-        try:
-            step()
-        except Exception as error:
-            if is_outage(error):
-                self._heartbeats.forget()
-                raise
-            log.exception("sweep_step_broke")
 
 
 def _gather(database: Database, installation_rate: float | None) -> None:
@@ -106,13 +102,8 @@ def end_open(database: Database) -> None:
     with database.transaction() as transaction:
         found = ledger.ending(transaction)
     for ending in found:
-        try:
-            with database.transaction() as transaction:
-                ledger.end_open(transaction, ending)
-        except Exception as error:
-            if is_outage(error):
-                raise
-            log.exception("ending_broke", campaign=ending.key)  # it must not keep the sweep from the others
+        with apart("ending_broke", campaign=ending.key), database.transaction() as transaction:
+            ledger.end_open(transaction, ending)
 
 
 def _finish(database: Database) -> None:

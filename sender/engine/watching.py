@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sender.engine.breaker import Breakers, log_opened
-from sender.errors import DatabaseUnavailableError
+from sender.engine.mishaps import survived
 from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
 from sender.policy.breaker import Signal, Tally, Verdict, judge
 from sender.store import breakers
 from sender.store.batches import Target
 from sender.store.breakers import Breaker
-from sender.store.database import TRANSIENT, Database, Transaction
+from sender.store.database import Database, Transaction
 
 if TYPE_CHECKING:
     from sender.apns.pool import Health
@@ -154,12 +154,8 @@ class Watcher:
                 self._quiet_after = time.monotonic() + LINGER
             elif time.monotonic() > self._quiet_after:
                 continue
-            try:
+            with survived("watching"):
                 self.look()
-            except (*TRANSIENT, DatabaseUnavailableError) as error:
-                log.warning("breakers_not_read", error=type(error).__name__)
-            except Exception:
-                log.exception("watching_broke")
 
     def look(self) -> None:
         """One look: count, judge, act, and read what the others did."""

@@ -29,8 +29,10 @@ from sender.store.schema import check as check_schema
 _DIALECT = PGDialect_psycopg()
 #: Seconds between two attempts to connect while the database is away: the pool alone would double them to minutes.
 RECONNECT = 1.0
-#: Errors after which the same transaction can simply be run again.
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
+#: Errors without an SQLSTATE after which the same transaction can simply be run again.
+_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
+#: Errors of a transaction that somebody was in the way of: another time it may have its locks.
+BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 #: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
 _OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
@@ -71,6 +73,11 @@ class Transaction:
         with self.connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(text, values)
             return cursor.fetchone()
+
+    def wait_for_locks(self, length: str) -> None:
+        """Have this transaction give up (`BUSY`) when it waits so long for a lock, such as 500ms, instead of holding up
+        those behind it."""
+        self.connection.execute("SELECT set_config('lock_timeout', %s, true)", (length,))
 
     @contextmanager
     def stream(self, statement: str | sa.Executable, params: Params = None, *, size: int = 2000) -> Iterator[Any]:
@@ -277,7 +284,7 @@ def is_outage(error: BaseException) -> bool:
     if not isinstance(error, psycopg.Error):
         return False
     if error.sqlstate is None:
-        return isinstance(error, TRANSIENT)
+        return isinstance(error, _TRANSIENT)
     if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
         return True  # a partition is missing: of the table, not of the row
     return error.sqlstate[:2] not in _OF_DATA

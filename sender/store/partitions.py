@@ -93,11 +93,6 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def lock_timeout(transaction: Transaction, length: str) -> None:
-    """Have this transaction give up when it waits so long for a lock, instead of holding up those behind it."""
-    transaction.execute("SELECT set_config('lock_timeout', %s, true)", (length,))
-
-
 def _ensure(transaction: Transaction, parent: str, first: date, low: str, high: str) -> None:
     name = f"{parent}_{first:%Y_%m}"
     if _there(transaction, name):
@@ -105,7 +100,7 @@ def _ensure(transaction: Transaction, parent: str, first: date, low: str, high: 
     transaction.execute(_LOCK, (name,))
     if _there(transaction, name):
         return
-    lock_timeout(transaction, ATTACH_WITHIN)
+    transaction.wait_for_locks(ATTACH_WITHIN)
     transaction.execute(f"CREATE TABLE {{s}}.{name} (LIKE {{s}}.{parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
     transaction.execute(
         f"ALTER TABLE {{s}}.{parent} ATTACH PARTITION {{s}}.{name} FOR VALUES FROM ('{low}') TO ('{high}')"

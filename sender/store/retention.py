@@ -15,21 +15,12 @@ from dataclasses import dataclass
 from datetime import date
 from typing import cast
 
-import psycopg
-
-from sender.errors import DatabaseUnavailableError
 from sender.policy.states import Outcome
-from sender.store.database import TRANSIENT, Transaction
-from sender.store.partitions import LEDGER, Month, lock_timeout, months
+from sender.store.database import Transaction
+from sender.store.partitions import LEDGER, Month, months
 
 #: How long a step waits for its locks, and so the most that anybody waits for it.
 SWAP_WITHIN = "200ms"
-
-#: Errors of a step that somebody was in the way of: it is tried again in a later round.
-BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
-
-#: Errors that say that the database is away or was: for the caller of them all.
-PASSING = (*TRANSIENT, DatabaseUnavailableError)
 
 #: Noted on a month that has no `sent` rows any more but those of campaigns that somebody refers to.
 SENT_REMOVED = "sent rows removed"
@@ -144,7 +135,7 @@ def copy_of(transaction: Transaction, month: Month) -> Copy | None:
 
 def begin_copy(transaction: Transaction, month: Month, kept: Collection[int]) -> None:
     """Make the table that is to replace a month. Its check spares ATTACH from reading it."""
-    lock_timeout(transaction, SWAP_WITHIN)
+    transaction.wait_for_locks(SWAP_WITHIN)
     beside = _beside(month)
     transaction.execute(f"DROP TABLE IF EXISTS {{s}}.{beside}")
     transaction.execute(f"CREATE TABLE {{s}}.{beside} (LIKE {{s}}.{month.name} INCLUDING ALL)")
@@ -177,7 +168,7 @@ def copy_some(transaction: Transaction, month: Month, copy: Copy, *, pages: int)
 def swap(transaction: Transaction, month: Month, copy: Copy) -> bool:
     """Put the copy in the month's place, and say so on its campaigns. False when a campaign was enqueued meanwhile
     that needs rows which the copy does not have: it is to be begun anew."""
-    lock_timeout(transaction, SWAP_WITHIN)
+    transaction.wait_for_locks(SWAP_WITHIN)
     transaction.execute(_HOLD, _span(month))
     if not set(references(transaction, month)) <= set(copy.kept):
         transaction.execute(f"DROP TABLE {{s}}.{_beside(month)}")
@@ -199,7 +190,7 @@ def swap(transaction: Transaction, month: Month, copy: Copy) -> bool:
 
 def drop(transaction: Transaction, month: Month) -> bool:
     """Drop a month. False when it is gone already, or a campaign was enqueued meanwhile that needs its rows."""
-    lock_timeout(transaction, SWAP_WITHIN)
+    transaction.wait_for_locks(SWAP_WITHIN)
     if not is_there(transaction, month):
         return False
     if month.parent == LEDGER:
