@@ -138,29 +138,38 @@ class Rehearsal:
         return self.directory / "data"
 
     def _start_stack(self) -> subprocess.Popen[bytes]:
-        log = self.directory / "up.log"
-        command = [sys.executable, "-P", "-c", "from sender.cli import main; main()", "up"]
-        command.append("--flower" if self._flower else "--no-flower")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, "--workers", str(self._workers)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,
-            )
-        try:
-            wait_ready(process, log)
-        except BaseException:
-            stop_process(process)
-            raise
-        return process
+        return start_up(
+            "--flower" if self._flower else "--no-flower",
+            *("--workers", str(self._workers)),
+            log=self.directory / "up.log",
+            environment=self.environment,
+        )
 
     def _settings(self) -> Settings:
         given = {name.removeprefix("SENDER_").lower(): value for name, value in self._variables.items()}
         found = load_settings(data_dir=self.data_dir, **given)
         return found.model_copy(update={"apns_ca_file": self.simulator.ca_file.resolve()})
+
+
+def start_up(*options: str, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a `sender up` that writes this log, and wait until it is ready. It is in a session of its own, so that no
+    Ctrl-C reaches it, and stops in order by itself when this process is gone. Raises `SenderError`."""
+    command = [sys.executable, "-P", "-c", "from sender.cli import main; main()", "up", "--until-stdin-ends"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdin=subprocess.PIPE,  # nothing is written to it: its end says that we are gone
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        wait_ready(process, log)
+    except BaseException:
+        stop_process(process)
+        raise
+    return process
 
 
 def wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -183,6 +192,8 @@ def stop_process(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdin is not None:
+        process.stdin.close()  # not before: its end would be a second signal
 
 
 def _write_key(directory: Path) -> Path:

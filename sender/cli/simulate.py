@@ -11,6 +11,7 @@ import typer
 
 from sender.errors import InvalidInputError, MissingExtraError
 from sender.settings import load_settings
+from sender.stack.signals import stop_with_starter
 
 if TYPE_CHECKING:
     from sender.simulator import ProviderKey, Scenario, Simulator, SimulatorConfig
@@ -75,6 +76,10 @@ def simulate_apns(  # noqa: PLR0917  every parameter is an option
     upper_case_id: Share = None,
     record: Annotated[str, typer.Option(help="What to remember of requests: full, counts or none.")] = "full",
     keep_payloads: Annotated[bool, typer.Option(help="Remember payloads too.")] = False,
+    until_stdin_ends: Annotated[
+        bool,
+        typer.Option("--until-stdin-ends", hidden=True, help="Stop, too, when whoever holds standard input is gone."),
+    ] = False,
 ) -> None:
     """Run an APNs on this machine that checks, answers and misbehaves like the real one, stable per token."""
     given = locals()
@@ -82,6 +87,8 @@ def simulate_apns(  # noqa: PLR0917  every parameter is an option
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if until_stdin_ends:
+        stop_with_starter()
     with simulator:
         typer.echo(f"url: {simulator.url}")
         typer.echo(f"sandbox url: {simulator.sandbox_url}")

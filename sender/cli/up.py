@@ -23,6 +23,10 @@ def up(
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="State of the embedded servers. Default: SENDER_DATA_DIR.")
     ] = None,
+    until_stdin_ends: Annotated[
+        bool,
+        typer.Option("--until-stdin-ends", hidden=True, help="Stop, too, when whoever holds standard input is gone."),
+    ] = False,
 ) -> None:
     """Run everything in the foreground: servers, migrations, workers, beat and Flower. Prints `ready` when all answer.
 
@@ -37,8 +41,11 @@ def up(
         import psutil  # noqa: F401 - in both extras that this needs
     except ImportError:
         raise MissingExtraError("sender up", "all") from None
+    from sender.stack.signals import stop_with_starter
     from sender.stack.up import Plan, run_stack
 
+    if until_stdin_ends:
+        stop_with_starter()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     run_stack(settings, Plan(workers=workers or cores or 1, flower=flower), _say)
 

@@ -127,7 +127,8 @@ class SimulatorProcess:
     def __enter__(self) -> SimulatorProcess:
         self._directory = tempfile.TemporaryDirectory(prefix="apns-simulator-")
         directory = Path(self._directory.name)
-        command = [sys.executable, "-c", "from sender.cli import main; main()", "simulate-apns", *self._arguments]
+        command = [sys.executable, "-c", "from sender.cli import main; main()", "simulate-apns", "--until-stdin-ends"]
+        command += self._arguments
         if "--directory" not in self._arguments:
             command += ["--directory", str(directory)]
         if self._scenario is not None:
@@ -135,7 +136,12 @@ class SimulatorProcess:
             file.write_text(json.dumps(_json_of(self._scenario)))
             command += ["--scenario", str(file)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,  # which ends with us: it does not outlive whoever started it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         told = self._read_lines()
         self.url, self.sandbox_url = told["url"], told["sandbox url"]

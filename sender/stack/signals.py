@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -58,6 +60,19 @@ class StopSignals:
 
     def _count(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
+
+
+def stop_with_starter() -> None:
+    """Be told to stop (SIGTERM) when standard input ends: a pipe from whoever started this process, which ends when
+    that one does, in whatever way."""
+
+    def wait() -> None:
+        descriptor = sys.stdin.fileno()
+        while os.read(descriptor, 512):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="starter", daemon=True).start()
 
 
 def _pipe() -> tuple[int, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import psutil
 import psycopg
 
 from sender.client import Sender
-from sender.rehearsal import stop_process, wait_ready
+from sender.rehearsal import start_up, stop_process
 from sender.settings import load_settings
 from sender.store.database import Database
 from tests.bench.measure import MEGABYTE, cpu_seconds, peak_memory
@@ -164,19 +163,9 @@ def run_stack(
         "SENDER_APNS_CA_FILE": str(place.ca_file),
         **(more or {}),
     }
-    up = (sys.executable, "-P", "-c", "from sender.cli import main; main()", "up", "--no-flower")
-    log = place.directory / "up.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*up, "--workers", str(workers)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    up = ("--no-flower", "--workers", str(workers))
+    process = start_up(*up, log=place.directory / "up.log", environment=environment)
     try:
-        wait_ready(process, log)
         settings = load_settings(data_dir=place.data_dir)
         database = Database(settings.require_database_url(), schema=settings.database_schema, pool_size=2)
         with Sender(settings=settings) as sender, contextlib.closing(database):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ import redis
 from sender import Alert, Payload
 from sender.campaigns import Campaign
 from sender.errors import DatabaseUnavailableError
-from sender.rehearsal import BUNDLE_ID, KEY_ID, TEAM_ID, Rehearsal, stop_process, wait_ready
+from sender.rehearsal import BUNDLE_ID, KEY_ID, TEAM_ID, Rehearsal, start_up, stop_process
 from sender.settings import Settings, load_settings, running_servers
 from sender.simulator import Scenario, SimulatorProcess
 from sender.stack.children import PROCESSES_FILE
@@ -38,7 +37,6 @@ SCENARIO = Scenario(seed=5, latency_ms=30)
 #: Batches in flight in one campaign worker.
 THREADS: int = Settings.model_fields["worker_threads"].default
 
-_SENDER = (sys.executable, "-P", "-c", "from sender.cli import main; main()")
 _VARIABLES = {"SENDER_LEASE": f"{LEASE}", "SENDER_APNS_TIMEOUT": f"{APNS_TIMEOUT}"}
 _GONE = (psutil.NoSuchProcess, ProcessLookupError)
 
@@ -229,19 +227,14 @@ class ChaosStack:
         """`sender up` on the same data directory."""
         if self._again is not None:
             self._again.wait(60)
+            stop_process(self._again)
         self._runs += 1
         self.kills.clear()
-        log = self._rehearsal.directory / f"up-{self._runs}.log"
-        with log.open("wb") as output:
-            self._again = subprocess.Popen(
-                [*_SENDER, "up", "--no-flower", "--workers", str(WORKERS)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._rehearsal.environment,
-                start_new_session=True,
-            )
-        wait_ready(self._again, log)
+        self._again = start_up(
+            *("--no-flower", "--workers", str(WORKERS)),
+            log=self._rehearsal.directory / f"up-{self._runs}.log",
+            environment=self._rehearsal.environment,
+        )
 
     def open_books(self) -> Books:
         """A reader of the database, for one thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives import serialization
 
@@ -198,6 +200,16 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             SimulatorProcess("--port", str(port)).__enter__()
         with pytest.raises(ConflictError, match=f"port {port}"):
             Simulator(SimulatorConfig(control_port=port)).__enter__()
+
+
+def test_one_that_a_process_started_for_itself_does_not_outlive_it() -> None:
+    code = (
+        "import os\nfrom sender.simulator import SimulatorProcess\n"
+        "print(SimulatorProcess('--port', '0').__enter__().pid, flush=True)\nos.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=20)
 
 
 def test_it_stops_on_a_signal_and_its_ca_stays_for_the_next_time(tmp_path: Path) -> None:

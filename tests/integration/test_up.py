@@ -239,6 +239,45 @@ def test_given_servers_are_used_and_left_alone_and_a_second_signal_ends_at_once(
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
+_REHEARSE = """
+import os, sys, time
+from pathlib import Path
+from sender.rehearsal import start_up
+start_up("--workers", "1", "--no-flower", log=Path(sys.argv[1]), environment=os.environ)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_rehearsals_stack_stops_in_order_when_whoever_started_it_is_killed(
+    tmp_path: Path, postgres_url: str, valkey_url: str
+) -> None:
+    schema, log = "test_up_rehearsal", tmp_path / "up.log"
+    given = {
+        "SENDER_DATABASE_URL": postgres_url,
+        "SENDER_BROKER_URL": valkey_url,
+        "SENDER_DATABASE_SCHEMA": schema,
+        "SENDER_QUEUE_PREFIX": schema,
+        "SENDER_DATA_DIR": str(tmp_path / "data"),
+    }
+    starter = subprocess.Popen(
+        [sys.executable, "-c", _REHEARSE, str(log)], env={**os.environ, **given}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == "ready\n", log.read_text()
+        running = psutil.Process(starter.pid).children(recursive=True)
+        assert len(running) >= 5
+        starter.kill()
+        assert not psutil.wait_procs(running, timeout=60)[1]
+        assert log.read_text().splitlines()[-1] == "stopped"
+    finally:
+        starter.kill()
+        starter.communicate()
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
 def test_a_process_that_cannot_start_ends_the_attempt_with_its_own_words_and_stops_the_rest(project: Path) -> None:
     somewhere = project / "elsewhere"
     (somewhere / "tasks").mkdir(parents=True)
