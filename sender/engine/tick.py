@@ -36,6 +36,8 @@ def _start(database: Database, campaign: Due) -> None:
             return
         partitions.ensure_ledger(transaction, campaign.today)
     with database.transaction() as transaction:
+        if not lifecycle.starts_alone(transaction, campaign.id):
+            return
         faults = references.faults(transaction, lifecycle.segment_of(transaction, campaign.id))
         if faults:
             if lifecycle.fail(transaction, campaign.id, f"audience: {'; '.join(faults)}"):

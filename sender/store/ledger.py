@@ -17,6 +17,9 @@ from sender.store import intents
 from sender.store.batches import Claim, as_array
 from sender.store.database import Transaction, is_outage
 
+#: Deliveries that wait for a retry and are ended in one transaction: all of a large campaign's would take minutes.
+MOST_ENDED = 20_000
+
 _SENT = """
 WITH written AS (
     INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, status, attempts, outcome)
@@ -54,10 +57,11 @@ WHERE id = %(batch)s
 
 _END_RETRIES = "DELETE FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s)"
 
-#: The ledger is asked a device at a time, as in `store.batches`.
+#: The ledger is asked a device at a time, as in `store.batches`. Whatever batch a row names: one that was just put off
+#: names none, and its delivery may have become final since the ledger was asked for that.
 _END_SETTLED_RETRIES = """
 DELETE FROM {s}.retries r
-WHERE r.campaign_id = %(campaign)s AND r.batch_id = %(batch)s
+WHERE r.campaign_id = %(campaign)s
   AND r.device_id = ANY((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)::bigint[])
   AND (SELECT true FROM {s}.deliveries l WHERE l.campaign_started_on = %(day)s AND l.campaign_id = %(campaign)s
        AND l.device_id = r.device_id LIMIT 1)
@@ -88,9 +92,13 @@ _CLOSE_BATCH = """
 UPDATE {s}.batches SET state = 'done', owner = NULL, finished_at = now() WHERE id = %s AND state = 'open'
 """
 
+#: Those in a batch are ended with it: a worker may be claiming it at this moment.
 _LAST_RETRIES = """
-DELETE FROM {s}.retries r WHERE r.campaign_id = %s AND (r.batch_id IS NULL OR NOT EXISTS (
-    SELECT FROM {s}.batches b WHERE b.id = r.batch_id AND b.state = 'claimed'))
+DELETE FROM {s}.retries r WHERE r.campaign_id = %(campaign)s AND r.device_id = ANY(ARRAY(
+    SELECT w.device_id FROM {s}.retries w
+    WHERE w.campaign_id = %(campaign)s AND (w.batch_id IS NULL OR NOT EXISTS (
+        SELECT FROM {s}.batches b WHERE b.id = w.batch_id AND b.state <> 'done'))
+    LIMIT %(most)s FOR UPDATE SKIP LOCKED))
 RETURNING r.device_id, r.attempts, r.status
 """
 
@@ -230,7 +238,7 @@ def end_open(transaction: Transaction, ending: Ending) -> int:
         finals = [ending.final(id, announced) for id in device_ids]
         ended += _write_ended(transaction, ending, batch_id, finals)
         transaction.execute(_CLOSE_BATCH, (batch_id,))
-    waiting = transaction.execute(_LAST_RETRIES, (ending.id,)).fetchall()
+    waiting = transaction.execute(_LAST_RETRIES, {"campaign": ending.id, "most": MOST_ENDED}).fetchall()
     if waiting:
         first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()
         announced = _take_intents(transaction, ending, [id for id, _, _ in waiting])

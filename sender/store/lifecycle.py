@@ -35,6 +35,9 @@ WHERE state = 'scheduled' AND (send_at IS NULL OR send_at <= now())
 ORDER BY send_at NULLS FIRST, id LIMIT 100
 """
 
+#: Not the campaign's row, which people would wait for: they may cancel meanwhile.
+_STARTS_ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('start ' || %s, %s))"
+
 _AUDIENCE = "SELECT app_id, segment, push_type, now() AS now FROM {s}.campaigns WHERE id = %s"
 
 _START = """
@@ -94,6 +97,13 @@ RETURNING c.id, c.key
 def due(transaction: Transaction) -> list[Due]:
     """Scheduled campaigns whose time has come."""
     return [Due(**row) for row in transaction.rows(_DUE)]
+
+
+def starts_alone(transaction: Transaction, campaign_id: int) -> bool:
+    """Whether nobody else is starting this campaign now, until the transaction ends: its audience may take longer to
+    count than it is to the next tick."""
+    row = transaction.execute(_STARTS_ALONE, (transaction.schema, campaign_id)).fetchone()
+    return bool(row and row[0])
 
 
 def audience_of(transaction: Transaction, campaign_id: int) -> AudienceCount:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -18,12 +20,14 @@ from sender.engine.results import Results
 from sender.engine.sweep import end_open
 from sender.engine.tick import tick
 from sender.policy.poison import MOST_FAILURES
+from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import batches, intents, poison
+from sender.store import batches, intents, ledger, lifecycle, poison
 from sender.store.batches import Claim
 from sender.store.database import Database
 from tests.integration.campaign_rows import PAYLOAD
 from tests.integration.engine import BUNDLE, Engine, engine_on
+from tests.integration.machine import between
 
 ROUNDS = 8
 
@@ -70,6 +74,10 @@ def reclaim(transaction: Any, claim: Claim) -> bool:
     return batches.reclaim(transaction, claim.batch_id, claim.owner, 0, lease=0.0)
 
 
+def record_of(claim: Claim, **results: Any) -> Callable[..., Any]:
+    return lambda transaction: record(transaction, claim, Results(**results), scale=1.0)
+
+
 def assert_books_balance(engine: Engine, devices: int) -> None:
     """One row of the ledger a device, and counts on the batches that agree with it."""
     ((rows, distinct),) = engine.rows("SELECT count(*), count(DISTINCT device_id) FROM {s}.deliveries")
@@ -106,6 +114,23 @@ def test_two_ticks_start_a_campaign_once(engine: Engine) -> None:
         engine.enqueue(f"c{number}")
         started = together(*[lambda: tick(engine.database)] * 3)
         assert sum(key == f"c{number}" for turn in started for _, key in turn) == 1
+
+
+def test_an_audience_that_takes_long_to_count_is_counted_by_one_tick_while_others_go_on(engine: Engine) -> None:
+    engine.add_devices(3)
+    engine.enqueue("large")
+    counted: list[list[tuple[int, str]]] = []
+
+    def meanwhile(*_: object) -> None:
+        engine.enqueue("small")
+        with mock.patch.object(lifecycle, "audience_of", side_effect=real) as counts:
+            counted.append(tick(engine.database))
+        assert counts.call_count == 1
+
+    real = lifecycle.audience_of
+    with between(lifecycle, "audience_of", meanwhile):
+        assert [key for _, key in tick(engine.database)] == ["large"]
+    assert [[key for _, key in turn] for turn in counted] == [["small"]]
 
 
 def test_two_fan_outs_cut_every_device_once(engine: Engine) -> None:
@@ -191,6 +216,69 @@ def test_answers_of_a_fenced_worker_and_of_its_successor_are_counted_once(engine
         together(lambda old=old: write(old), lambda new=new: write(new))
     assert_books_balance(engine, ROUNDS * 10)
     engine.sweep()
+    assert engine.report().finished
+
+
+def test_a_late_answer_that_is_recorded_while_its_retry_is_leaves_no_retry_behind(engine: Engine) -> None:
+    engine.add_devices(1)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    late = claimed(engine, engine.queue.pop())
+    assert lose(engine, late)
+    (device,) = late.device_ids
+    again = Again(device_id=device, due_at=late.loaded_at, attempts=1, reason="Shutdown", status=503)
+    in_transaction(engine, record_of(claimed(engine, late.batch_id), again=[again]))()
+    engine.sweep()
+    retry = claimed(engine, engine.queue.pop())
+    with ThreadPoolExecutor(1) as pool, engine.database.transaction() as transaction:
+        record_of(late, sent=[device])(transaction)
+        recording = pool.submit(in_transaction(engine, record_of(retry, again=[again])))
+        while not engine.rows("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%retries%'"):
+            assert not recording.done()
+        transaction.connection.commit()
+        recording.result()
+    assert engine.outcomes() == {"sent": 1}
+    assert engine.rows("SELECT FROM {s}.retries") == []
+
+
+def test_what_is_being_claimed_while_its_campaign_is_cancelled_is_not_called_cancelled_and_sent(engine: Engine) -> None:
+    engine.add_devices(1)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    first = claimed(engine, engine.queue.pop())
+    again = Again(device_id=first.device_ids[0], due_at=first.loaded_at, attempts=1, reason="Shutdown", status=503)
+    in_transaction(engine, record_of(first, again=[again]))()
+    engine.sweep()
+    with engine.database.transaction() as claiming:  # a worker that stands still in the middle of it
+        retry = batches.claim(claiming, engine.queue.pop())
+        assert retry is not None and len(batches.targets(claiming, retry)) == 1
+        engine.sender.campaigns.cancel("hello")
+        end_open(engine.database)
+    assert engine.outcomes() == {}
+    in_transaction(engine, record_of(retry, sent=list(retry.device_ids)))()
+    engine.sweep()
+    assert engine.outcomes() == {"sent": 1}
+    assert engine.report().finished
+
+
+def test_many_that_wait_when_their_campaign_is_cancelled_are_ended_a_part_at_a_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_ENDED", 4)
+    engine.add_devices(10)
+    engine.enqueue(batch_size=10)
+    engine.start()
+    claim = claimed(engine, engine.queue.pop())
+    later = claim.loaded_at + timedelta(hours=1)
+    again = [Again(device_id=id, due_at=later, attempts=1, reason="Shutdown", status=503) for id in claim.device_ids]
+    in_transaction(engine, record_of(claim, again=again))()
+    engine.sender.campaigns.cancel("hello")
+    ended = []
+    for _ in range(4):
+        together(lambda: end_open(engine.database), engine.sweep)
+        ended.append(engine.outcomes().get("cancelled", 0))
+    assert ended[0] < 10 == ended[-1]
+    assert_books_balance(engine, 10)
     assert engine.report().finished
 
 
