@@ -62,6 +62,8 @@ WHERE id = %(id)s AND state = ANY(%(from)s)
 RETURNING id
 """
 
+#: Looked up a campaign at a time, by an index, as the limits and the order make PostgreSQL do: anything else would read
+#: all that wait for a retry, of all campaigns.
 _SETTLE = """
 UPDATE {s}.campaigns c SET state = CASE WHEN c.state = 'running' THEN 'completed' ELSE c.state END,
     state_reason = CASE WHEN c.state = 'running' THEN NULL ELSE c.state_reason END,
@@ -69,10 +71,11 @@ UPDATE {s}.campaigns c SET state = CASE WHEN c.state = 'running' THEN 'completed
 WHERE c.finished_at IS NULL
   AND (c.state = 'running' AND c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
        OR c.state IN ('cancelled', 'failed', 'missed'))
-  AND NOT EXISTS (
-      SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
-  AND NOT EXISTS (SELECT FROM {s}.retries r WHERE r.campaign_id = c.id)
-  AND NOT EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = c.id AND t.state = 'trial') -- its 410s wait for it
+  AND (SELECT true FROM {s}.batches b
+       WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done' ORDER BY b.id LIMIT 1) IS NULL
+  AND (SELECT true FROM {s}.retries r WHERE r.campaign_id = c.id ORDER BY r.device_id LIMIT 1) IS NULL
+  AND (SELECT true FROM {s}.trials t
+       WHERE t.campaign_id = c.id AND t.state = 'trial' LIMIT 1) IS NULL -- its 410s wait for it
 RETURNING c.id, c.key, c.state
 """
 

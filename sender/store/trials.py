@@ -118,7 +118,8 @@ WHERE t.state = 'trial' AND c.finished_at IS NULL
        OR c.state IN ('cancelled', 'failed'))
   AND NOT EXISTS (
       SELECT FROM {{s}}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done')
-  AND (SELECT count(*) FROM (SELECT FROM {{s}}.retries r WHERE r.campaign_id = c.id LIMIT t.judged + 1) AS waiting)
+  AND (SELECT count(*) FROM (
+      SELECT FROM {{s}}.retries r WHERE r.campaign_id = c.id ORDER BY r.device_id LIMIT t.judged + 1) AS waiting)
       <= t.judged
 """
 

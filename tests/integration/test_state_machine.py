@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as how
 from hypothesis.stateful import run_state_machine_as_test
@@ -25,6 +26,7 @@ TRUNCATE {s}.apps, {s}.credentials, {s}.users, {s}.devices, {s}.changelog, {s}.c
 """
 
 
+@pytest.mark.timeout(max(300, 10 * MORE))
 def test_commands_results_and_crashes_in_any_order_keep_every_promise(
     settings: Settings, database: Database, sender: Sender
 ) -> None:
