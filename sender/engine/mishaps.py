@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 import structlog
 
-from sender.store.database import is_outage
+from sender.store.database import is_away, is_outage
 
 log = structlog.get_logger()
 
 
 @contextmanager
 def apart(event: str, **about: object) -> Iterator[None]:
-    """A step that keeps none of the others from its turn: what breaks in it is logged as `event`. A database that is
-    away is everybody's business, and raised."""
+    """A step that keeps none of the others from its turn: what breaks in it, or has somebody in its way, is logged as
+    `event`. A database that is away is everybody's business, and raised."""
     try:
         yield
     except Exception as error:
-        if is_outage(error):
+        if is_away(error):
             raise
         log.exception(event, **about)
 

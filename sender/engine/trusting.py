@@ -39,9 +39,10 @@ def trust_ended(database: Database) -> None:
 
 def _end_apart(database: Database, campaign_id: int, step: Callable[[Transaction], object]) -> None:
     """Take a step that must not keep the sweep from the others."""
-    try:
-        with apart("trial_end_broke", campaign_id=campaign_id), database.transaction() as transaction:
-            transaction.wait_for_locks(LOCKED_FOR)
-            step(transaction)
-    except BUSY as error:
-        log.info("trial_end_deferred", campaign_id=campaign_id, error=type(error).__name__)
+    with apart("trial_end_broke", campaign_id=campaign_id):
+        try:
+            with database.transaction() as transaction:
+                transaction.wait_for_locks(LOCKED_FOR)
+                step(transaction)
+        except BUSY as error:
+            log.info("trial_end_deferred", campaign_id=campaign_id, error=type(error).__name__)

@@ -37,6 +37,9 @@ BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 #: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
 _OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
 
+#: SQLSTATEs that speak of the server as a whole: no connection, no resources, shutting down or starting.
+_AWAY = ("08", "53", "57P", "58")
+
 #: What PostgreSQL and PgBouncer say when there are too many connections.
 _TOO_MANY = (
     "too many clients",
@@ -288,6 +291,13 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
         return True  # a partition is missing: of the table, not of the row
     return error.sqlstate[:2] not in _OF_DATA
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the server cannot be had at all: then nothing else that needs it works at this moment either."""
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return is_outage(error)
+    return error.sqlstate.startswith(_AWAY)
 
 
 def _refusal(error: UnicodeEncodeError | psycopg.DataError) -> Exception:

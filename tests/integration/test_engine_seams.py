@@ -225,8 +225,11 @@ def test_retries_of_a_slow_campaign_are_each_in_the_batch_that_has_them(engine: 
     ) == [(7,)]
 
 
+@pytest.mark.parametrize(
+    "fault", [ZeroDivisionError, psycopg.errors.DeadlockDetected, psycopg.errors.InsufficientPrivilege]
+)
 def test_a_step_of_the_sweep_that_breaks_does_not_keep_it_from_the_others(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
 ) -> None:
     engine.add_devices(3)
     engine.answer(lambda push: BUSY)
@@ -237,7 +240,7 @@ def test_a_step_of_the_sweep_that_breaks_does_not_keep_it_from_the_others(
     engine.bring_forward()
 
     def breaks(*_: object) -> None:
-        raise ZeroDivisionError
+        raise fault
 
     for step in ("part_suspected", "end_open", "canary.advance"):
         monkeypatch.setattr(f"sender.engine.sweep.{step}", breaks)
