@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -213,3 +214,14 @@ def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytes
 )
 def test_an_outage_is_told_from_an_error_of_the_data(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
+
+
+def test_a_host_that_vanishes_without_a_word_is_not_waited_for_longer_than_the_url_says(database: Database) -> None:
+    def found(url: str) -> dict[str, str]:
+        asked = Database(url, schema=database.schema)
+        with contextlib.closing(asked), asked.transaction() as transaction:
+            return transaction.connection.info.get_parameters()
+
+    assert found(database.url).items() >= {"tcp_user_timeout": "30000", "keepalives_idle": "30"}.items()
+    own = database.url + ("&" if "?" in database.url else "?") + "tcp_user_timeout=5000"
+    assert found(own).items() >= {"tcp_user_timeout": "5000", "keepalives_idle": "30"}.items()
