@@ -12,7 +12,7 @@ from celery import Celery, signals
 from config.failures import RedactingTask
 from config.logs import configure_logging
 from config.queues import CONTROL, queues, routes
-from config.schedule import schedule
+from config.schedule import SCHEDULER, schedule
 from sender.settings import Settings, load_settings
 
 
@@ -59,6 +59,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1},
         # Beat
         "beat_schedule": schedule(),
+        "beat_scheduler": SCHEDULER,
         "beat_max_loop_interval": 1,
         "timezone": "UTC",
         "enable_utc": True,

@@ -62,15 +62,9 @@ def worker_command(
 
 
 def beat_command(settings: Settings, *, name: str = "beat") -> Command:
-    """Celery beat; when it last ran what is kept in the data directory, or in memory where there is none to write to.
-
-    (Our schedule only has jobs of every second: it may be forgotten, as in a container that is read only.)
-    """
-    folder = settings.data_dir.absolute()
-    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    kept = ["--schedule", str(folder / "beat-schedule")] if writable else ["--scheduler", "celery.beat:Scheduler"]
+    """Celery beat. It writes no file: jobs of every second need not be remembered."""
     check_extras(flower=False)
-    arguments = ["beat", *kept, "--pidfile=", "--loglevel", settings.log_level]
+    arguments = ["beat", "--pidfile=", "--loglevel", settings.log_level]
     return _command(settings, Role.BEAT, name, arguments)
 
 

@@ -8,11 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from celery.beat import Scheduler
+from celery.utils.imports import symbol_by_name
 from pydantic import SecretStr
 
+from config.celery import make_app
 from sender.errors import ConfigurationError, MissingExtraError
 from sender.settings import Settings, read_settings
 from sender.stack import commands
@@ -75,9 +80,21 @@ def test_the_settings_arrive_in_the_process_as_they_were_whatever_its_working_di
     assert settings_environment(read_settings()) == settings_environment(settings.model_copy(update=there))
 
 
-def test_beat_keeps_its_schedule_in_the_data_directory_and_in_memory_where_there_is_none(tmp_path: Path) -> None:
-    assert str(tmp_path / "beat-schedule") in beat_command(_given(data_dir=tmp_path)).argv
-    assert not any("beat-schedule" in part for part in beat_command(_given(data_dir=tmp_path / "none")).argv)
+def test_beat_goes_on_when_its_hosts_clock_is_set_back(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    steady = [1000.0]
+    monkeypatch.setattr("config.schedule.lease_clock", lambda: steady[0])
+    app = make_app(settings)
+    wall = [datetime(2026, 10, 25, 3, 0, tzinfo=UTC)]
+    monkeypatch.setattr(app, "now", lambda: wall[0])
+    sent: list[str] = []
+    monkeypatch.setattr(Scheduler, "apply_async", lambda self, entry, **_: sent.append(entry.task))
+    scheduler = symbol_by_name(app.conf.beat_scheduler)(app, max_interval=1)
+    for seconds in (1.5, -3600.0, 1.5):
+        wall[0] += timedelta(seconds=seconds)
+        steady[0] += 1.5
+        for _ in range(4):
+            scheduler.tick()
+    assert Counter(sent) == {"sender.tick": 3, "sender.sweep": 3}
 
 
 def test_celery_variables_of_another_project_do_not_reach_our_processes(monkeypatch: pytest.MonkeyPatch) -> None:
