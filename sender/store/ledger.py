@@ -83,9 +83,14 @@ SELECT c.id, c.key, c.state, c.started_on, c.low_batch_id, c.delivery FROM {s}.c
 WHERE c.state IN ('cancelled', 'failed') AND c.finished_at IS NULL AND c.started_on IS NOT NULL
 """
 
+#: Without those that wait in the retries by now: another batch may be sending them.
 _OPEN_OF = """
-SELECT id, device_ids FROM {s}.batches
-WHERE campaign_id = %s AND id > %s AND state = 'open' ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED
+SELECT b.id, ARRAY(
+    SELECT i.id FROM unnest(b.device_ids) AS i(id)
+    WHERE (SELECT true FROM {s}.retries r WHERE r.campaign_id = b.campaign_id AND r.device_id = i.id
+           AND r.batch_id IS DISTINCT FROM b.id LIMIT 1) IS NULL)
+FROM {s}.batches b
+WHERE b.campaign_id = %s AND b.id > %s AND b.state = 'open' ORDER BY b.id LIMIT 100 FOR UPDATE OF b SKIP LOCKED
 """
 
 _CLOSE_BATCH = """

@@ -261,6 +261,28 @@ def test_what_is_being_claimed_while_its_campaign_is_cancelled_is_not_called_can
     assert engine.report().finished
 
 
+def test_what_a_cancelled_campaign_has_in_a_retry_is_ended_by_it_and_not_with_the_batch_it_came_from(
+    engine: Engine,
+) -> None:
+    engine.add_devices(2)
+    engine.enqueue(batch_size=2)
+    engine.start()
+    first = claimed(engine, engine.queue.pop())
+    tried, left = first.device_ids
+    again = Again(device_id=tried, due_at=first.loaded_at, attempts=1, reason="Shutdown", status=503)
+    in_transaction(engine, record_of(first, again=[again], untouched=[left]))()
+    engine.sweep()
+    retry = claimed(engine, engine.queue.pop())
+    assert retry.device_ids == (tried,)
+    engine.sender.campaigns.cancel("hello")
+    end_open(engine.database)
+    assert engine.outcomes() == {"cancelled": 1}
+    in_transaction(engine, record_of(retry, sent=[tried]))()
+    engine.sweep()
+    assert engine.outcomes() == {"cancelled": 1, "sent": 1}
+    assert engine.report().finished
+
+
 def test_many_that_wait_when_their_campaign_is_cancelled_are_ended_a_part_at_a_time(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
