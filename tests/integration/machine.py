@@ -162,6 +162,7 @@ class Stage(RuleBasedStateMachine):
                 self.engine.report(key)
         for push in self.pushes[self.checked :]:
             self._check_push(before, *push)
+            self._check_written(now, *push)
         self.checked = len(self.pushes)
 
     def _check_push(self, before: Books, campaign: int, token: str, answer: Answer) -> None:
@@ -174,6 +175,11 @@ class Stage(RuleBasedStateMachine):
             assert not any(arrived[:-1]), f"pushed again after it may have arrived: {made}"
         accepted = sum(isinstance(each, Accepted) for each in made)
         assert accepted <= 1 + self.unrecorded[campaign, token], f"accepted {accepted} times"
+
+    def _check_written(self, now: Books, campaign: int, token: str, answer: Answer) -> None:
+        if isinstance(answer, Accepted) and not self.unrecorded[campaign, token]:
+            outcome = now.finals.get((campaign, token))
+            assert outcome == "sent", f"APNs has accepted it, and it is {outcome}"
 
     def _come_to_an_end(self) -> None:
         """APNs accepts, everything is resumed, and what is under way comes to its end."""

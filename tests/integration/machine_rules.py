@@ -140,6 +140,17 @@ class Misfortunes(Stage):
         with between(delivery, "record_surely", lambda *_: send_batch(self.engine.runtime, batch)):
             send_batch(self.engine.runtime, batch)
 
+    def a_campaign_is_cancelled_before_a_worker_records(self, at: int, which: int) -> None:
+        batch = self.take(at)
+
+        def cancel(*_: object) -> None:
+            with suppress(TransitionError):
+                self.engine.sender.campaigns.cancel(self.key(which))
+            self.engine.sweep()
+
+        with between(delivery, "record_surely", cancel):
+            send_batch(self.engine.runtime, batch)
+
     def a_worker_dies_before_it_issues(self, at: int, which: int) -> None:
         batch = self.take(at)
         with mock.patch.object(delivery, "issue", side_effect=Died), suppress(Died):
@@ -210,6 +221,7 @@ STEPS: Mapping[str, int] = {
     "a_message_is_lost": 1,
     "a_message_comes_twice": 1,
     "a_second_copy_runs_meanwhile": 1,
+    "a_campaign_is_cancelled_before_a_worker_records": 1,
     "a_worker_dies_before_it_issues": 1,
     "a_worker_dies_before_it_records": 3,
     "a_worker_fails_with_an_error_of_our_own": 1,
