@@ -40,6 +40,10 @@ class Cutting:
     now: datetime
 
 
+#: Batches of one campaign that may be open for more of its retries to be gathered: a slow one has many small ones, and
+#: whoever looks at its open work reads them all.
+MOST_GATHERED = 2_000
+
 _HOLD = """
 SELECT c.id, c.key, c.app_id, c.segment, c.push_type,
        least(c.rate, a.rate, %(installation)s::float8) AS rate, c.batch_size, c.cut_cursor AS cursor,
@@ -95,16 +99,21 @@ _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = ANY(%s) AND 
 
 _END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s"
 
-#: Campaign by campaign, so that the retries of paused ones cost nothing.
+#: Campaign by campaign, so that the retries of paused ones cost nothing; nor those of one that has enough open.
 _DUE_RETRIES = """
-SELECT r.campaign_id, r.device_id
+SELECT r.campaign_id, r.device_id, %(open)s - o.batches
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
+CROSS JOIN LATERAL (
+    SELECT count(*) AS batches FROM (
+        SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done'
+        ORDER BY b.id LIMIT %(open)s) AS each
+) AS o
 CROSS JOIN LATERAL (
     SELECT campaign_id, device_id FROM {s}.retries
     WHERE campaign_id = c.id AND batch_id IS NULL AND due_at <= now()
     ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
 ) AS r
-WHERE c.state = 'running' AND a.state = 'active' AND c.finished_at IS NULL
+WHERE c.state = 'running' AND a.state = 'active' AND c.finished_at IS NULL AND o.batches < %(open)s
 LIMIT %(most)s
 """
 
@@ -222,17 +231,19 @@ def gather_retries(
     size_at: Callable[[float | None, int], int],
     installation_rate: float | None = None,
 ) -> int:
-    """Put due retries into batches of their campaigns; returns how many. Those of a campaign whose row somebody else
-    holds are left for the next time."""
+    """Put due retries into batches of their campaigns; returns how many. Those of a campaign that has enough open, or
+    whose row somebody else holds, are left for the next time."""
     gathered = 0
     by_campaign: dict[int, list[int]] = {}
-    for campaign_id, device_id in transaction.execute(_DUE_RETRIES, {"most": most}):
+    room: dict[int, int] = {}  # batches
+    for campaign_id, device_id, left in transaction.execute(_DUE_RETRIES, {"most": most, "open": MOST_GATHERED}):
         by_campaign.setdefault(campaign_id, []).append(device_id)
+        room[campaign_id] = left
     for campaign_id, rate, wanted in transaction.execute(
         _BATCH_SIZES, (installation_rate, list(by_campaign))
     ).fetchall():
-        ids = sorted(by_campaign[campaign_id])
         size = size_at(rate, wanted)
+        ids = sorted(by_campaign[campaign_id][: room[campaign_id] * size])
         groups = [ids[at : at + size] for at in range(0, len(ids), size)]
         made = insert(transaction, campaign_id, "retry", groups)
         places = [batch_id for batch_id, group in zip(made, groups, strict=True) for _ in group]

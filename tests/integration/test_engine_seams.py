@@ -15,6 +15,7 @@ import pytest
 from sender.apns.pool import RECALLED
 from sender.canary import Canary
 from sender.client import Sender
+from sender.engine import sweep
 from sender.engine.delivery import send_batch
 from sender.engine.healing import Healing
 from sender.model import ACCEPTED, NotProcessed, Push, Rejected
@@ -223,6 +224,31 @@ def test_retries_of_a_slow_campaign_are_each_in_the_batch_that_has_them(engine: 
     assert engine.rows(
         "SELECT count(*) FROM {s}.retries r JOIN {s}.batches b ON b.id = r.batch_id AND r.device_id = ANY(b.device_ids)"
     ) == [(7,)]
+
+
+def test_many_retries_of_a_slow_campaign_are_gathered_as_they_are_sent_and_keep_no_other_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "MOST_GATHERED", 4)
+    monkeypatch.setattr(sweep, "MOST_RETRIES", 6)
+    engine.add_devices(6)
+    engine.answer(lambda push: BUSY)
+    for key in ("slow", "quick"):
+        engine.enqueue(key, batch_size=6)
+    engine.start()
+    engine.work()
+    engine.answer(lambda push: ACCEPTED)
+    engine.bring_forward()
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET batch_size = 1 WHERE key = 'slow'")
+    gathered = "SELECT c.key, count(*) FROM {s}.retries r JOIN {s}.campaigns c ON c.id = r.campaign_id " + (
+        "WHERE r.batch_id IS NOT NULL GROUP BY c.key"
+    )
+    for _ in range(2):
+        engine.sweep()
+    assert dict(engine.rows(gathered)) == {"slow": 4, "quick": 6}
+    engine.run(rounds=5)
+    assert engine.outcomes() == {"sent": 12}
 
 
 @pytest.mark.parametrize(
