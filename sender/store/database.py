@@ -40,8 +40,8 @@ BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 #: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
 _OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
 
-#: SQLSTATEs that speak of the server as a whole: no connection, no resources, shutting down or starting.
-_AWAY = ("08", "53", "57P", "58")
+#: SQLSTATEs that speak of the server as a whole: no connection, no resources, shutting down or starting, a standby.
+_AWAY = ("08", "25006", "53", "57P", "58")
 
 #: What PostgreSQL and PgBouncer say when there are too many connections.
 _TOO_MANY = (
