@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -131,6 +132,21 @@ def test_an_audience_that_takes_long_to_count_is_counted_by_one_tick_while_other
     with between(lifecycle, "audience_of", meanwhile):
         assert [key for _, key in tick(engine.database)] == ["large"]
     assert [[key for _, key in turn] for turn in counted] == [["small"]]
+
+
+def test_a_campaign_whose_start_meets_midnight_is_started_by_the_next_tick(engine: Engine) -> None:
+    engine.add_devices(1)
+    engine.enqueue()
+    real = lifecycle.due
+
+    def before_midnight(transaction: Any) -> list[lifecycle.Due]:
+        return [replace(each, today=each.today - timedelta(days=1)) for each in real(transaction)]
+
+    with mock.patch.object(lifecycle, "due", before_midnight):
+        assert tick(engine.database) == []
+    assert engine.report().state == "scheduled"
+    engine.run()
+    assert engine.report().state == "completed"
 
 
 def test_two_fan_outs_cut_every_device_once(engine: Engine) -> None:
