@@ -150,13 +150,16 @@ def exclusions(excluded: dict[str, int]) -> str:
 
 def why_held(report: Report) -> str:
     """Why the campaign does not go on, or why it ended, and what to do; empty when there is nothing to say."""
+    parts = []
+    if report.held and report.state == "paused":
+        why = (report.state_reason or "").removesuffix(".")
+        parts.append(f"paused by the system: {why}; to go on: sender campaigns resume {report.key}")
     if report.held and report.app_state != "active":
         why = (report.app_state_reason or "by a person").removesuffix(".")
-        return f"app {report.app} is paused: {why}; to go on: sender apps resume {report.app}"
-    if report.held:
-        why = (report.state_reason or "").removesuffix(".")
-        return f"paused by the system: {why}; to go on: sender campaigns resume {report.key}"
-    return f"{report.state}: {report.state_reason}" if report.state_reason else ""
+        parts.append(f"app {report.app} is paused: {why}; to go on: sender apps resume {report.app}")
+    if not parts and report.state_reason:
+        parts.append(f"{report.state}: {report.state_reason}")
+    return "\n".join(parts)
 
 
 def answered(report: Report) -> int:

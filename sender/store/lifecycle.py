@@ -62,6 +62,13 @@ WHERE id = %(id)s AND state = ANY(%(from)s)
 RETURNING id
 """
 
+#: What is added to a pause is the system's word: whoever resumes it must have seen it.
+_ADD_REASON = """
+UPDATE {s}.campaigns
+SET state_reason = concat_ws('. ', rtrim(state_reason, '. '), %(reason)s::text), state_actor = 'system'
+WHERE id = %(id)s AND state = 'paused'
+"""
+
 #: Looked up a campaign at a time, by an index, as the limits and the order make PostgreSQL do: anything else would read
 #: all that wait for a retry, of all campaigns.
 _SETTLE = """
@@ -157,8 +164,12 @@ def fail(transaction: Transaction, campaign_id: int, reason: str) -> bool:
 
 
 def pause(transaction: Transaction, campaign_id: int, reason: str) -> bool:
-    """Pause a running campaign until a person resumes it."""
-    return _move(transaction, campaign_id, CampaignState.PAUSED, reason)
+    """Pause a running campaign until a person resumes it. One that is paused already, by a person or for another
+    reason, is told why it should stay so as well. False when it was not running."""
+    if _move(transaction, campaign_id, CampaignState.PAUSED, reason):
+        return True
+    transaction.execute(_ADD_REASON, {"id": campaign_id, "reason": reason})
+    return False
 
 
 def settle(transaction: Transaction) -> list[tuple[int, str, str]]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from sender.cli.live import why_held
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.model import ACCEPTED, Answer, Push, Rejected
@@ -358,6 +359,42 @@ def test_each_environment_has_its_own_trial(engine: Engine) -> None:
     assert TrialState.TRIPPED in states.values()
     tripped = next(environment for environment, state in states.items() if state == TrialState.TRIPPED)
     assert tripped in engine.report().state_reason
+
+
+def test_a_trip_over_late_answers_is_told_to_whoever_would_resume_a_paused_campaign(engine: Engine) -> None:
+    engine.add_devices(2000)
+    engine.enqueue()
+    engine.start()
+
+    def script(push: Push) -> Answer:
+        if number(push) == 1:
+            engine.sender.campaigns.pause("hello", reason="wrong picture", actor="operator")
+        return BAD_TOKEN
+
+    engine.answer(script)
+    send_batch(engine.runtime, engine.queue.pop(0))
+    report = engine.report()
+    assert (report.state, report.state_actor, report.held) == ("paused", "system", True)
+    assert report.state_reason.startswith("wrong picture. The guard paused this campaign: ")
+    assert "sender campaigns resume hello" in why_held(report)
+    engine.sender.apps.pause(BUNDLE, reason="holidays")
+    assert "Likely cause: wrong environment" in why_held(engine.report())
+    assert "holidays" in why_held(engine.report())
+    engine.sender.apps.resume(BUNDLE)
+    assert engine.sender.campaigns.resume("hello").report().state_reason is None
+    assert trial(engine) == TrialState.TRIAL
+
+
+def test_a_campaign_that_is_wrong_in_both_environments_says_so_of_both(engine: Engine) -> None:
+    engine.add_devices(600)
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.devices SET environment = 'sandbox' WHERE id % 2 = 0")
+    engine.answer(lambda push: BAD_TOKEN)
+    engine.enqueue()
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    assert "answers in production" in engine.report().state_reason
+    assert "answers in sandbox" in engine.report().state_reason
 
 
 # --- afterwards -----------------------------------------------------------------------------------------------------
