@@ -123,7 +123,13 @@ def _note_token(results: Results, claim: Claim, one: Sent, rule: Rule, *, until:
             )
         case TokenStep.QUARANTINE:
             results.suspects.append(
-                Suspect(device_id=target.device_id, token=target.token, reason=rule.reason, apns_id=apns_id)
+                Suspect(
+                    device_id=target.device_id,
+                    token=target.token,
+                    environment=target.environment,
+                    reason=rule.reason,
+                    apns_id=apns_id,
+                )
             )
         case TokenStep.BLOCKLIST:
             results.throttled.append(

@@ -33,6 +33,7 @@ class Suspect:
 
     device_id: int
     token: str = field(repr=False)
+    environment: str  # stored, when the push was made
     reason: str
     apns_id: UUID
 
@@ -64,9 +65,10 @@ WITH hit AS MATERIALIZED (
     ORDER BY device_id, gone_at DESC
 ), judged AS MATERIALIZED (
     SELECT d.id, d.state AS old_state, h.reason, h.apns_id,
-           (d.registered_at IS NOT DISTINCT FROM h.registered_at
-              AND (d.registered_at IS NULL OR d.registered_at <= h.gone_at))
-           OR (d.stale_410_campaign_id IS NOT NULL AND d.stale_410_campaign_id <> %(campaign)s) AS dead
+           d.registered_at IS NOT DISTINCT FROM h.registered_at AS same,
+           d.registered_at IS NOT DISTINCT FROM h.registered_at
+              AND (d.registered_at IS NULL OR d.registered_at <= h.gone_at
+                   OR coalesce(d.stale_410_campaign_id <> %(campaign)s, false)) AS dead
     FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token
     WHERE d.state IN ('active', 'blocklisted', 'quarantined')
       AND NOT EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = %(campaign)s AND t.environment = d.environment
@@ -78,7 +80,8 @@ WITH hit AS MATERIALIZED (
         state_reason = CASE WHEN j.dead THEN j.reason ELSE d.state_reason END,
         state_changed_at = CASE WHEN j.dead THEN now() ELSE d.state_changed_at END,
         state_campaign_id = CASE WHEN j.dead THEN %(campaign)s::bigint ELSE d.state_campaign_id END,
-        stale_410_campaign_id = CASE WHEN j.dead THEN NULL ELSE %(campaign)s::bigint END
+        stale_410_campaign_id = CASE WHEN j.dead THEN NULL WHEN j.same THEN %(campaign)s::bigint
+                                     ELSE d.stale_410_campaign_id END
     FROM judged j WHERE d.id = j.id
     RETURNING d.id, d.app_id, d.user_id, j.old_state, j.dead, j.reason, j.apns_id
 ), logged AS (
@@ -96,7 +99,8 @@ def invalidate(transaction: Transaction, hits: Sequence[Gone], campaign_id: int 
     """Invalidate the devices that APNs calls gone, unless they registered since (Apple: honour 410's `timestamp`).
 
     A device whose token was replaced meanwhile is left alone. One that registered after the timestamp stays as it is
-    and remembers the campaign: the second such answer, from another campaign, invalidates it anyway.
+    and remembers the campaign: the second such answer, from another campaign, invalidates it anyway. An answer to a
+    push that was made before the registration says nothing of it.
     """
     if not hits:
         return InvalidateResult(invalidated=0, kept=0)
@@ -121,12 +125,13 @@ def invalidate(transaction: Transaction, hits: Sequence[Gone], campaign_id: int 
 _QUARANTINE = """
 WITH hit AS MATERIALIZED (
     SELECT DISTINCT ON (device_id) *
-    FROM unnest(%(ids)s::bigint[], %(tokens)s::text[], %(reasons)s::text[], %(apns_ids)s::uuid[])
-         AS h (device_id, token, reason, apns_id)
+    FROM unnest(%(ids)s::bigint[], %(tokens)s::text[], %(environments)s::text[], %(reasons)s::text[],
+                %(apns_ids)s::uuid[])
+         AS h (device_id, token, environment, reason, apns_id)
 ), held AS MATERIALIZED (
     SELECT d.id, d.state AS old_state, h.reason, h.apns_id,
            CASE WHEN d.state = 'quarantined' THEN 'invalid' ELSE 'quarantined' END AS new_state
-    FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token
+    FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token AND d.environment = h.environment
     WHERE d.state IN ('active', 'blocklisted')
        OR d.state = 'quarantined' AND d.state_campaign_id <> %(campaign)s
           AND d.state_changed_at < (SELECT started_at FROM {s}.campaigns WHERE id = %(campaign)s)
@@ -151,7 +156,8 @@ SELECT count(*) FROM changed
 
 def quarantine(transaction: Transaction, hits: Sequence[Suspect], campaign_id: int | None) -> int:
     """Set aside devices whose token, or whose configuration, APNs calls wrong; those that an earlier campaign set
-    aside are invalid now. Returns how many changed."""
+    aside are invalid now. Devices that got another token or moved to the other environment meanwhile are left alone.
+    Returns how many changed."""
     if not hits:
         return 0
     return _count(
@@ -160,6 +166,7 @@ def quarantine(transaction: Transaction, hits: Sequence[Suspect], campaign_id: i
         {
             "ids": [hit.device_id for hit in hits],
             "tokens": [hit.token for hit in hits],
+            "environments": [hit.environment for hit in hits],
             "reasons": [hit.reason for hit in hits],
             "apns_ids": [hit.apns_id for hit in hits],
             "campaign": campaign_id,

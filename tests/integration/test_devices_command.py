@@ -131,7 +131,10 @@ def hit(database: Database, key: str, *tokens: str) -> None:
         found = transaction.execute(
             "SELECT id, token FROM {s}.devices WHERE token = ANY(%s)", (list(tokens),)
         ).fetchall()
-        hits = [Suspect(device_id=id, token=token, reason="BadDeviceToken", apns_id=uuid4()) for id, token in found]
+        hits = [
+            Suspect(device_id=id, token=token, environment="production", reason="BadDeviceToken", apns_id=uuid4())
+            for id, token in found
+        ]
         devices.quarantine(transaction, hits, campaign_id)
 
 

@@ -100,6 +100,16 @@ def test_a_token_registered_while_the_push_was_out_stays_active(database: Databa
     assert invalidate(database, gone(ids[0])).kept == 1
 
 
+def test_410s_of_two_campaigns_that_were_out_while_it_registered_again_do_not_add_up(
+    database: Database, ids: list[int]
+) -> None:
+    put(database, ids[0], "registered_at = registered_at + interval '30 minutes'")
+    for campaign in (SPRING, SUMMER):
+        assert invalidate(database, gone(ids[0]), campaign=campaign) == InvalidateResult(invalidated=0, kept=1)
+    assert column(database, "state", ids[0]) == "active"
+    assert column(database, "stale_410_campaign_id", ids[0]) is None
+
+
 def test_a_token_that_was_rotated_meanwhile_is_left_alone(database: Database, ids: list[int]) -> None:
     put(database, ids[0], "token = 'ffff'")
     assert invalidate(database, gone(ids[0])) == InvalidateResult(invalidated=0, kept=0)
@@ -125,7 +135,7 @@ def test_what_is_not_pushable_is_not_invalidated_again(database: Database, ids: 
 
 
 def test_a_suspect_token_is_quarantined_once(database: Database, ids: list[int]) -> None:
-    hit = Suspect(device_id=ids[0], token="ab01", reason="BadDeviceToken", apns_id=uuid4())
+    hit = Suspect(device_id=ids[0], token="ab01", environment="production", reason="BadDeviceToken", apns_id=uuid4())
     for expected in (1, 0):
         with database.transaction() as transaction:
             assert devices.quarantine(transaction, [hit, replace(hit, token="ffff")][:1], SPRING) == expected
@@ -137,6 +147,16 @@ def test_a_suspect_token_is_quarantined_once(database: Database, ids: list[int])
         "BadDeviceToken",
     )
     assert kinds(database) == [ChangeKind.QUARANTINED]
+
+
+def test_a_suspect_token_that_moved_to_the_other_environment_meanwhile_is_left_alone(
+    database: Database, ids: list[int]
+) -> None:
+    hit = Suspect(device_id=ids[0], token="ab01", environment="production", reason="BadDeviceToken", apns_id=uuid4())
+    put(database, ids[0], "environment = 'sandbox'")
+    with database.transaction() as transaction:
+        assert devices.quarantine(transaction, [hit], SPRING) == 0
+    assert column(database, "state", ids[0]) == "active"
 
 
 def test_a_throttled_device_rests_longer_each_time_and_a_success_ends_it(database: Database, ids: list[int]) -> None:

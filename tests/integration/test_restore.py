@@ -60,7 +60,7 @@ class World:
         """BadDeviceToken."""
         with self.database.transaction() as transaction:
             hits = [
-                Suspect(device_id=id, token=token, reason="BadDeviceToken", apns_id=uuid4())
+                Suspect(device_id=id, token=token, environment="production", reason="BadDeviceToken", apns_id=uuid4())
                 for id, token in self.tokens(ids)
             ]
             devices.quarantine(transaction, hits, campaign)
