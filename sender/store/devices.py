@@ -121,7 +121,8 @@ def invalidate(transaction: Transaction, hits: Sequence[Gone], campaign_id: int 
 
 
 #: The second hit of a later campaign confirms the first, while pushes to the same app and environment are accepted in
-#: that campaign. Campaigns that run at the same time may share one fault of the configuration.
+#: that campaign. Campaigns that run at the same time may share one fault of the configuration. What a campaign got
+#: that the guard tripped is no first hit: the later campaign's is.
 _QUARANTINE = """
 WITH hit AS MATERIALIZED (
     SELECT DISTINCT ON (device_id) *
@@ -130,7 +131,10 @@ WITH hit AS MATERIALIZED (
          AS h (device_id, token, environment, reason, apns_id)
 ), held AS MATERIALIZED (
     SELECT d.id, d.state AS old_state, h.reason, h.apns_id,
-           CASE WHEN d.state = 'quarantined' THEN 'invalid' ELSE 'quarantined' END AS new_state
+           CASE WHEN d.state = 'quarantined' AND NOT EXISTS (
+                    SELECT FROM {s}.trials t WHERE t.campaign_id = d.state_campaign_id
+                                               AND t.environment = d.environment AND (t.state = 'tripped' OR t.resumed))
+                THEN 'invalid' ELSE 'quarantined' END AS new_state
     FROM {s}.devices d JOIN hit h ON d.id = h.device_id AND d.token = h.token AND d.environment = h.environment
     WHERE d.state IN ('active', 'blocklisted')
        OR d.state = 'quarantined' AND d.state_campaign_id <> %(campaign)s

@@ -99,6 +99,26 @@ def test_a_second_hit_in_a_later_campaign_with_successes_confirms_it(engine: Eng
     assert engine.sender.devices.restore(campaign="later").restored == {"quarantined": 2}
 
 
+@pytest.mark.parametrize("went_on", [False, True])
+def test_a_hit_of_a_campaign_that_the_guard_tripped_is_not_the_first_of_two(engine: Engine, went_on: bool) -> None:
+    with engine.database.transaction() as transaction:
+        transaction.execute(
+            "UPDATE {s}.trials SET state = %s, resumed = %s", ("trusted" if went_on else "tripped", went_on)
+        )
+    engine.answer(lambda push: answer("BadDeviceToken") if push.token == HELD[0] else ACCEPTED)
+    engine.enqueue("second")
+    engine.run()
+    assert states(engine) == ["quarantined", "active", "active"]
+    age(engine, HELD[0], 1)
+    engine.enqueue("third")
+    engine.run()
+    assert engine.report("third").retested == 1
+    assert states(engine) == ["invalid", "active", "active"]
+    assert engine.sender.devices.restore(campaign="third").restored == {"quarantined": 1}
+    assert engine.sender.devices.restore(campaign="second").restored == {"quarantined": 1}
+    assert engine.sender.devices.restore(campaign="earlier").restored == {"active": 1}
+
+
 def test_a_second_hit_without_a_success_confirms_nothing(engine: Engine) -> None:
     engine.answer(lambda push: answer("BadDeviceToken"))
     engine.enqueue("broken")
