@@ -60,7 +60,9 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     now = lease.now()
 
     def judged(some: Sequence[Answered]) -> Results:
-        return weigh(claim, some, credentials=plan.credentials, terms=terms, now=now, chance=random.random)
+        return weigh(
+            claim, some, credentials=plan.credentials, probes=plan.probes, terms=terms, now=now, chance=random.random
+        )
 
     answered = list(zip(plan.targets, plan.pushes, answers, strict=True))
     try:
@@ -72,9 +74,19 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     results.again += plan.again
     results.untouched += plan.untouched
     results.rest = plan.rest
-    runtime.heed(plan.credentials, plan.targets, answers)
+    runtime.heed(plan.credentials, plan.targets, _without_probes(plan, answers))
     if runtime.breakers.any_shut:
         hold_back(runtime.breakers, plan, answers, results, now)
     results.moves = plan.moves
     results.tallies, results.guard = tally(plan, answers), runtime.guard
     return results
+
+
+def _without_probes(plan: Plan, answers: Sequence[Answer | None]) -> Sequence[Answer | None]:
+    """The answers that a plan's own credentials got: those to probes were heeded when they came."""
+    if not plan.probes:
+        return answers
+    return [
+        None if target.device_id in plan.probes else answer
+        for target, answer in zip(plan.targets, answers, strict=True)
+    ]

@@ -90,7 +90,7 @@ class Healing:
             with self._lock:
                 refused = refused[: self._record(claim, environment).allowance(len(refused), now=time.monotonic())]
         elsewhere = own if straight else _elsewhere(plan.own, environment)
-        _probe(lease, plan, answers, send, places=refused, credential=elsewhere)
+        _probe(lease, plan, answers, send, places=refused, credential=elsewhere, last=straight)
         healed = [at for at in refused if type(answers[at]) is Accepted]
         moved, there = (accepted, used) if straight else (healed, _elsewhere(plan.own, environment))
         plan.moves += [_move(plan, at, there.environment.value) for at in moved]
@@ -132,9 +132,14 @@ def _probe(
     *,
     places: Sequence[int],
     credential: CredentialRef,
+    last: bool,
 ) -> None:
     """Send refused pushes with another credential, and settle which answer counts. Those that a stop kept from it go
-    back untouched; of those whose turn is too far off, or whose credential rests, the refusal stands."""
+    back untouched; of those whose turn is too far off, or whose credential rests, the refusal stands.
+
+    `last`: it is their own environment, which they went past. Its word counts whatever it says, and without it nothing
+    is known of them: they go back untouched.
+    """
     end = time.monotonic() + PATIENCE
     left = list(places)
     while left:
@@ -148,12 +153,16 @@ def _probe(
         for at, answer in zip(left, found, strict=True):
             refusal = answers[at]
             if answer is not None and refusal is not None:
-                answers[at] = ACCEPTED if type(answer) is Accepted else settle(refusal, answer)
+                counts = answer if last else settle(refusal, answer)
+                answers[at] = ACCEPTED if type(counts) is Accepted else counts
+                if counts is not refusal:
+                    plan.probes[plan.targets[at].device_id] = credential
         left = [at for at, answer in zip(left, found, strict=True) if answer is None]
         rests = part.rest == 0.0 or time.monotonic() + part.rest > end
         if rests or lease.stopped.wait(part.rest):
             break
-    if lease.stopped.is_set():
+    if last or lease.stopped.is_set():
+        plan.rest = max(plan.rest, part.rest) if left else plan.rest
         for at in left:
             answers[at] = None
 

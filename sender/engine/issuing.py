@@ -45,6 +45,9 @@ def issue(runtime: Runtime, lease: Lease, plan: Plan) -> list[Answer | None]:
 def _issue_all(runtime: Runtime, lease: Lease, plan: Plan, answers: list[Answer | None]) -> None:
     """Send pushes that were sent before, with the credentials of this plan."""
     _issue_round(runtime, lease, plan, range(len(plan.pushes)), answers)
+    if all(credential.environment == stored for stored, credential in plan.credentials.items()):  # its word counts
+        _try_on_fresh_connection(runtime, lease, plan, answers)
+    runtime.heed(plan.credentials, plan.targets, answers)
 
 
 def _issue_round(

@@ -50,6 +50,7 @@ class Plan:
     own: dict[str, CredentialRef] = field(default_factory=dict)  # by environment, for an app that is healed
     moves: list[Move] = field(default_factory=list)  # accepted in the other environment
     probed: dict[str, int] = field(default_factory=dict)  # by stored environment
+    probes: dict[int, CredentialRef] = field(default_factory=dict)  # by device: the credential that the answer is of
 
 
 def prepare(work: Work) -> Plan:

@@ -56,12 +56,13 @@ def weigh(
     answered: Iterable[tuple[Target, Push, Answer | None]],
     *,
     credentials: Mapping[str, CredentialRef],
+    probes: Mapping[int, CredentialRef],
     terms: Terms,
     now: datetime,
     chance: Callable[[], float],
 ) -> Results:
     """Apply the outcome table to a batch's answers; what has none was not issued, and goes back untouched. Pure: the
-    time and the chance are arguments."""
+    time and the chance are arguments. `probes`: devices whose answer is another credential's."""
     results = Results()
     for target, push, answer in answered:
         if type(answer) is Accepted and not target.attempts and not target.blocklisted_times:
@@ -69,7 +70,7 @@ def weigh(
         elif answer is None:
             results.untouched.append(target.device_id)
         else:
-            one = Sent(target, push, answer, credentials[target.environment])
+            one = Sent(target, push, answer, probes.get(target.device_id, credentials[target.environment]))
             _weigh_one(results, claim, one, terms=terms, now=now, chance=chance())
     return results
 

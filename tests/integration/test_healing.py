@@ -13,11 +13,14 @@ from sender.engine.runtime import Runtime
 from sender.errors import ConflictError
 from sender.model import ACCEPTED, Answer, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
+from sender.store import breakers, sending
+from sender.store.breakers import Opening
 from sender.store.database import Database
 from tests.integration.engine import BUNDLE, Engine, ScriptedClient, engine_on
 
 BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
 BUSY = Rejected(status=503, reason="ServiceUnavailable")
+GONE = Rejected(status=410, reason="Unregistered")
 FORBIDDEN = Rejected(status=403, reason="BadEnvironmentKeyIdInToken")
 
 
@@ -207,6 +210,84 @@ def test_a_fault_of_the_other_credential_is_no_reason_to_pause_the_app(engine: E
     assert engine.report().state == "completed"
     assert engine.rows("SELECT state FROM {s}.apps") == [("active",)]
     assert engine.states() == {"active": 18, "quarantined": 2}
+
+
+def sending_identity(engine: Engine, environment: str) -> str:
+    with engine.database.transaction() as transaction:
+        ((app_id,),) = transaction.execute("SELECT id FROM {s}.apps").fetchall()
+        return sending.credentials(transaction, app_id)[environment].identity
+
+
+def gone_straight(engine: Engine, own: Answer) -> Apns:
+    """A campaign whose devices go to sandbox first, as most of them belong there; one in five is answered so by
+    production, its own environment."""
+    apns = Apns(engine, sandbox=lambda n: n % 5 != 0, production=lambda n: False)
+    engine.answer(lambda push: own if number(push) % 5 == 0 else BAD_TOKEN)
+    engine.add_devices(1000)
+    engine.enqueue(batch_size=500)
+    return apns
+
+
+def test_of_a_device_that_went_straight_elsewhere_the_word_of_its_own_environment_counts(engine: Engine) -> None:
+    gone_straight(engine, GONE)
+    engine.run()
+    assert engine.report().state == "completed"
+    assert engine.report().by_reason == {"Unregistered": 200}
+    assert engine.states() == {"active": 800, "invalid": 200}
+    assert environments(engine) == {"sandbox": 800, "production": 200}
+
+
+def test_a_fault_of_its_own_credential_is_no_word_on_a_device_that_went_straight_elsewhere(engine: Engine) -> None:
+    gone_straight(engine, ACCEPTED)
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    engine.answer(lambda push: Rejected(status=403, reason="InvalidProviderToken"))
+    engine.bring_forward()
+    engine.run(rounds=2)
+    assert engine.states() == {"active": 1000}
+    assert engine.rows("SELECT state FROM {s}.apps") == [("paused",)]
+    assert engine.apns.renewed == 1  # it may have been the connection's fault
+
+
+def test_without_an_answer_of_its_own_environment_a_device_that_went_straight_elsewhere_waits(engine: Engine) -> None:
+    apns = gone_straight(engine, ACCEPTED)
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    identity = sending_identity(engine, "production")
+
+    def belongs(push: Push) -> Answer:
+        return ACCEPTED if number(push) % 5 else BAD_TOKEN
+
+    def shut_production(push: Push) -> Answer:  # its breaker opens while sandbox is asked
+        if not engine.runtime.breakers.shuts(identity):
+            with engine.database.transaction() as transaction:
+                breakers.trip(transaction, identity, Opening(cause="cannot connect", chance=0.5))
+                engine.runtime.breakers.read(transaction, [identity])
+        return belongs(push)
+
+    apns.answer_sandbox(shut_production)
+    engine.work()
+    assert engine.states() == {"active": 1000}
+    assert engine.report().rejected == 0
+    apns.answer_sandbox(belongs)
+    with engine.database.transaction() as transaction:
+        transaction.execute("DELETE FROM {s}.breakers")
+        engine.runtime.breakers.read(transaction, [identity])
+    engine.bring_forward()
+    engine.run()
+    assert engine.outcomes() == {"sent": 1000}
+
+
+def test_what_the_other_environment_answers_to_probes_counts_against_its_credential(engine: Engine) -> None:
+    apns = Apns(engine, sandbox=lambda n: True, production=lambda n: n > 50)
+    apns.answer_sandbox(lambda push: BUSY)
+    engine.add_devices(200)
+    engine.enqueue()
+    engine.start()
+    engine.work()
+    engine.runtime.watcher.look()
+    shut = dict(engine.rows("SELECT credential, state FROM {s}.breakers"))
+    assert shut == {sending_identity(engine, "sandbox"): "open"}
 
 
 def test_a_device_that_registered_anew_meanwhile_is_not_moved(engine: Engine) -> None:
