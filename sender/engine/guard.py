@@ -133,7 +133,8 @@ class Guard:
 
     def _trust(self, claim: Claim, environment: str, *, resumed: bool) -> None:
         with self._lock:
-            self._seen.pop((claim.campaign.id, environment), None)  # of before a resume
+            if resumed:
+                self._seen.pop((claim.campaign.id, environment), None)  # of before the trip
             self._trusted[_key(claim, environment)] = resumed
             while len(self._trusted) > REMEMBERED:
                 self._trusted.popitem(last=False)
@@ -166,15 +167,18 @@ class Guard:
         if tally.trip is not None:  # in a transaction that was rolled back
             self._trip(transaction, claim, environment, tally.trip, tally)
             return Ruling.DROP
-        if self.trusts(claim, environment):
-            return self._judge_window(transaction, claim, environment, tally)
-        return self._judge_trial(transaction, claim, environment, tally)
+        if not self.trusts(claim, environment):
+            return self._judge_trial(transaction, claim, environment, tally)
+        if tally.probed or tally.counts.moved:
+            moved = int(tally.counts.moved)
+            trials.note_probes(transaction, claim.campaign.id, environment, probed=tally.probed, moved=moved)
+        return self._judge_window(transaction, claim, environment, tally)
 
     def _judge_trial(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
         trial = trials.add(transaction, claim, environment, tally.counts, probed=tally.probed)
-        if trial.state is TrialState.TRUSTED:
+        if trial.state is TrialState.TRUSTED:  # it ended while these were under way
             self._trust(claim, environment, resumed=trial.resumed)
-            return Ruling.APPLY
+            return self._judge_window(transaction, claim, environment, tally)
         if trial.state is TrialState.TRIPPED:
             self._stop(claim.campaign.id)
             return Ruling.DROP
@@ -193,9 +197,6 @@ class Guard:
     def _judge_window(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
         seen, total, recent = self._note(claim, environment, tally)
         campaign = claim.campaign
-        if tally.probed or tally.counts.moved:
-            moved = int(tally.counts.moved)
-            trials.note_probes(transaction, campaign.id, environment, probed=tally.probed, moved=moved)
         suspicious = recent is not None and may_be_suspicious(recent, self.thresholds)
         if not suspicious and not may_be_suspicious(total, self.thresholds):
             if seen.staged:

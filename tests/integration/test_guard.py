@@ -11,13 +11,14 @@ import pytest
 from sender.cli.live import why_held
 from sender.client import Sender
 from sender.engine.delivery import send_batch
+from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.guard import Counts
 from sender.policy.states import TrialState
 from sender.settings import Settings
 from sender.store import baselines, batches, trials
 from sender.store.database import Database
-from tests.integration.engine import BUNDLE, Engine, engine_on
+from tests.integration.engine import BUNDLE, Engine, ScriptedClients, engine_on
 
 BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
 WRONG_TOPIC = Rejected(status=400, reason="DeviceTokenNotForTopic")
@@ -491,6 +492,38 @@ def test_what_is_usual_is_learned_from_what_did_not_trip(engine: Engine) -> None
     engine.run(rounds=3)
     assert engine.report("bad").state == "paused"
     assert history(engine) == {"production": Counts(accepted=3800, gone=200)}
+
+
+def test_what_was_seen_before_a_change_of_rate_is_learned_too(engine: Engine) -> None:
+    engine.add_devices(3000)
+    engine.enqueue()
+    engine.start()
+    for _ in range(3):
+        send_batch(engine.runtime, engine.queue.pop(0))
+    engine.sender.campaigns.change("hello", rate=1_000_000)
+    engine.run()
+    assert history(engine) == {"production": Counts(accepted=3000)}
+
+
+def test_what_was_under_way_when_a_trial_ended_is_judged_and_learned(engine: Engine, settings: Settings) -> None:
+    other = Runtime(settings, role="campaign", clients=ScriptedClients())  # type: ignore[arg-type]
+    remember(engine, accepted=950, gone=50)
+    engine.add_devices(600, registered_at=EARLIER)
+    engine.enqueue(batch_size=100)
+    engine.start()
+    first, *others = [engine.queue.pop(0) for _ in range(4)]
+
+    def script(push: Push) -> Answer:  # meanwhile another worker ends the trial
+        while others:
+            send_batch(other, others.pop())
+        return GONE
+
+    engine.answer(script)
+    send_batch(engine.runtime, first)
+    other.close()
+    assert trial(engine) == TrialState.TRUSTED
+    assert engine.states() == {"active": 600}  # they are in doubt
+    assert history(engine) == {"production": Counts(accepted=1250, gone=150)}
 
 
 def test_410s_that_come_out_of_nowhere_wait_and_are_believed_when_they_stay_a_few(engine: Engine) -> None:
