@@ -18,7 +18,7 @@ from sender.policy.states import TrialState
 from sender.settings import Settings
 from sender.store import baselines, batches, trials
 from sender.store.database import Database
-from tests.integration.engine import BUNDLE, Engine, ScriptedClients, engine_on
+from tests.integration.engine import BUNDLE, Engine, ScriptedClients, engine_on, token_of
 
 BAD_TOKEN = Rejected(status=400, reason="BadDeviceToken")
 WRONG_TOPIC = Rejected(status=400, reason="DeviceTokenNotForTopic")
@@ -239,6 +239,54 @@ def test_410s_of_a_trial_wait_until_it_was_judged(engine: Engine) -> None:
     assert engine.rows("SELECT FROM {s}.staged") == []
     engine.run()
     assert engine.states() == {"active": 900, "invalid": 100}
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+def test_410s_that_wait_are_believed_when_their_campaign_ends_early(engine: Engine, ends: str) -> None:
+    engine.add_devices(1000, registered_at=EARLIER)
+    engine.answer(one_in(10, GONE))
+    engine.enqueue(batch_size=100)
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    if ends == "cancelled":
+        engine.sender.campaigns.cancel("hello")
+    else:
+        engine.answer(lambda push: Rejected(status=413, reason="PayloadTooLarge"))
+        send_batch(engine.runtime, engine.queue.pop(0))
+    assert engine.states() == {"active": 1000}
+    for _ in range(3):
+        engine.sweep()
+    assert engine.report().state == ends
+    assert engine.report().finished
+    assert engine.states() == {"active": 990, "invalid": 10}
+    assert engine.rows("SELECT FROM {s}.staged") == []
+
+
+def test_a_tripped_campaign_that_is_cancelled_comes_to_its_end_and_invalidates_nothing(engine: Engine) -> None:
+    engine.add_devices(1000, registered_at=EARLIER)
+    engine.answer(lambda push: GONE if number(push) <= 20 else BAD_TOKEN)
+    engine.enqueue(batch_size=100)
+    engine.run(rounds=3)
+    assert engine.report().state == "paused"
+    engine.sender.campaigns.cancel("hello")
+    for _ in range(3):
+        engine.sweep()
+    assert engine.report().finished
+    assert "invalid" not in engine.states()
+    assert engine.rows("SELECT FROM {s}.staged") == []
+
+
+def test_a_device_that_registers_while_its_410_waits_stays(engine: Engine) -> None:
+    engine.add_devices(1000, registered_at=EARLIER)
+    engine.answer(one_in(50, GONE))
+    engine.enqueue(batch_size=100)
+    engine.start()
+    send_batch(engine.runtime, engine.queue.pop(0))
+    engine.sender.devices.register(BUNDLE, token_of(50))
+    engine.run()
+    assert engine.report().state == "completed"
+    assert engine.states() == {"active": 981, "invalid": 19}
+    assert engine.sender.devices.show(token_of(50)).state == "active"
 
 
 def test_no_more_than_five_hundred_pushes_are_outstanding_over_all_workers(

@@ -60,6 +60,43 @@ def test_an_ordinary_list_never_trips_it(seed: int, dead: float, bad: float, bat
         assert not in_doubt(window.recent(), usual, RULES) or window.recent().gone >= 0.6 * RULES.few
 
 
+def cut_by_age(chance: random.Random, shares: dict[str, float], count: int) -> list[str]:
+    """Answers of devices in the order of their ids: those that came together are about as good or bad as each other."""
+    answers: list[str] = []
+    while len(answers) < count:
+        here = {what: chance.betavariate(10 * share, 10 * (1 - share)) for what, share in shares.items()}
+        weights = [*here.values(), max(0.0, 1 - sum(here.values()))]
+        answers += chance.choices([*here, "accepted"], weights, k=round(chance.expovariate(1 / 300)) + 1)
+    return answers[:count]
+
+
+@pytest.mark.parametrize(
+    ("shares", "usual"),
+    [
+        ({"gone": 0.05}, None),
+        ({"gone": 0.3}, None),
+        ({"gone": 0.05}, Counts(accepted=950, gone=50)),
+        ({"gone": 0.3}, Counts(accepted=700, gone=300)),
+        ({"gone": 0.05, "bad": 0.15}, Counts(accepted=800, gone=50, bad_token=150)),
+    ],
+)
+def test_a_table_that_is_as_bad_as_usual_but_in_clusters_trips_nothing(
+    shares: dict[str, float], usual: Counts | None
+) -> None:
+    for seed in range(10):
+        answers = cut_by_age(random.Random(seed), shares, 6000)
+        trial, windows = Counts(), [Window(RULES.window) for _ in range(3)]
+        for number, start in enumerate(range(0, len(answers), 100)):
+            part = answers[start : start + 100]
+            found = Counts(accepted=part.count("accepted"), bad_token=part.count("bad"), gone=part.count("gone"))
+            if trial.judged < RULES.judged:
+                trial += found
+                assert assess(trial, usual, RULES, least=RULES.some) is None
+            else:
+                windows[number % 3].add(found)
+                assert assess(windows[number % 3].total, usual, RULES) is None
+
+
 @given(window=counts, usual=counts)
 def test_less_than_the_threshold_never_trips_it(window: Counts, usual: Counts) -> None:
     trip = assess(window, usual, RULES, least=RULES.few)
