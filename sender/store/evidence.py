@@ -14,10 +14,17 @@ from sender.store.database import Transaction
 #: Refused devices of which it is looked up whether they came out of a file.
 SAMPLE = 200
 
+#: Seconds by which answers are learned later than they came, at the most: those of a campaign that goes on, later.
+LEARNED_WITHIN = 120.0
+
 _CREDENTIALS = """
-SELECT c.environment, c.kind, b.accepted > 0 AND c.created_at > b.updated_at AS replaced
-FROM {s}.credentials c LEFT JOIN {s}.baselines b ON b.app_id = c.app_id AND b.environment = c.environment
-WHERE c.app_id = %s
+SELECT c.environment, c.kind,
+       b.accepted > 0 AND c.created_at > a.created_at
+       AND (c.created_at > b.updated_at - make_interval(secs => %(late)s)
+            OR c.created_at > (SELECT started_at FROM {s}.campaigns WHERE id = %(campaign)s)) AS replaced
+FROM {s}.credentials c JOIN {s}.apps a ON a.id = c.app_id
+LEFT JOIN {s}.baselines b ON b.app_id = c.app_id AND b.environment = c.environment
+WHERE c.app_id = %(app)s
 """
 
 #: A device's first changelog row says where it came from.
@@ -34,7 +41,8 @@ CROSS JOIN LATERAL (
 
 def gather(transaction: Transaction, campaign: CampaignWork, environment: str, refused: Sequence[int]) -> Evidence:
     """The evidence on a campaign in an environment; `refused`: ids of devices whose tokens were refused there."""
-    credentials = {row["environment"]: row for row in transaction.rows(_CREDENTIALS, (campaign.app_id,))}
+    where = {"app": campaign.app_id, "campaign": campaign.id, "late": LEARNED_WITHIN}
+    credentials = {row["environment"]: row for row in transaction.rows(_CREDENTIALS, where)}
     usual = baselines.load(transaction, campaign.app_id)
     here = Environment(environment)
     there = next(each for each in Environment if each is not here)

@@ -165,9 +165,32 @@ def test_a_credential_that_was_replaced_is_named_as_such(engine: Engine) -> None
     remember(engine, accepted=1000)
     with engine.database.transaction() as transaction:
         transaction.execute("UPDATE {s}.baselines SET updated_at = now() - interval '1 day'")
+        transaction.execute("UPDATE {s}.credentials SET created_at = now()")
     engine.add_devices(1000)
     engine.answer(lambda push: WRONG_TOPIC)
     engine.enqueue()
+    engine.run(rounds=3)
+    assert "credential of another app or team: pushes were accepted until" in engine.report().state_reason
+
+
+@pytest.mark.parametrize("replaced", ["just before", "in the middle"])
+def test_a_credential_that_was_replaced_is_named_though_answers_of_before_were_learned_afterwards(
+    engine: Engine, replaced: str
+) -> None:
+    engine.add_devices(4000)
+    engine.enqueue()
+    engine.start()
+    if replaced == "in the middle":
+        for _ in range(4):
+            send_batch(engine.runtime, engine.queue.pop(0))
+        with engine.database.transaction() as transaction:
+            transaction.execute("UPDATE {s}.baselines SET updated_at = now() - interval '1 hour'")
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.credentials SET created_at = clock_timestamp()")
+        if replaced == "just before":
+            transaction.execute("UPDATE {s}.campaigns SET started_at = clock_timestamp()")
+    remember(engine, accepted=1000)  # the windows are written a little later
+    engine.answer(lambda push: WRONG_TOPIC)
     engine.run(rounds=3)
     assert "credential of another app or team: pushes were accepted until" in engine.report().state_reason
 
