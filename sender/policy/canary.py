@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 #: Share of the sample's answers with one reason above which the campaign stops, when no threshold names the reason...
 DEFAULT_THRESHOLD = 0.10
 
-#: ...and only from so many devices on: one bad token among five says nothing.
+#: ...and only from so many devices on, if any was accepted: one bad token among five says nothing.
 DEFAULT_LEAST = 3
 
 #: Reasons without a default threshold: an old table may be half dead, and 410 is not held against a provider.
@@ -65,7 +65,7 @@ def _over(sample: Sample, reason: str, thresholds: Mapping[str, float]) -> str:
     allowed = thresholds.get(reason)
     if allowed is not None:
         count, answers = count + sample.waiting.get(reason, 0), answers + sum(sample.waiting.values())
-    elif reason in HARMLESS or count < DEFAULT_LEAST:
+    elif reason in HARMLESS or (count < DEFAULT_LEAST and sample.accepted):
         return ""
     else:
         allowed = DEFAULT_THRESHOLD

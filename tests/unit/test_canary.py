@@ -71,6 +71,13 @@ def test_a_tenth_of_any_other_reason_stops_it_but_not_two_devices_of_a_few() -> 
     assert not weigh(sample(5, BadDeviceToken=3), {}).passed
 
 
+def test_a_sample_of_which_nothing_was_accepted_stops_it_however_small_it_is() -> None:
+    assert not weigh(sample(1, BadDeviceToken=1), {}).passed
+    assert not weigh(sample(2, BadDeviceToken=1, Unregistered=1), {}).passed
+    assert weigh(sample(2, Unregistered=2), {}).passed
+    assert weigh(sample(2, BadDeviceToken=2), {"BadDeviceToken": 1.0}).passed
+
+
 def test_a_threshold_that_was_stated_holds_from_the_first_device_on() -> None:
     verdict = weigh(sample(50, BadDeviceToken=1), {"BadDeviceToken": 0.01})
     assert not verdict.passed
