@@ -35,8 +35,9 @@ LOOK_AGAIN, COME_AGAIN = 0.02, 0.5
 #: Campaigns and environments that are remembered as trusted.
 REMEMBERED = 1000
 
-#: Seconds for which what is usual is believed, and after which answers of a quiet campaign count as history.
-BELIEVED, QUIET = 60.0, 30.0
+#: Seconds for which what is usual is believed, and after which answers of a quiet campaign count as history: a slow one
+#: is not over because a worker had nothing of it for a while.
+BELIEVED, QUIET = 60.0, 300.0
 
 
 class Ruling(StrEnum):

@@ -15,7 +15,7 @@ from sender.store.database import Transaction
 SAMPLE = 200
 
 #: Seconds by which answers are learned later than they came, at the most: those of a campaign that goes on, later.
-LEARNED_WITHIN = 120.0
+LEARNED_WITHIN = 330.0
 
 _CREDENTIALS = """
 SELECT c.environment, c.kind,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,6 +146,24 @@ def test_a_setting_that_goes_wrong_in_the_middle_pauses_the_campaign_and_invalid
     assert len(engine.received) <= 6000
     assert engine.states()["quarantined"] == report.by_reason["BadDeviceToken"]
     assert "invalid" not in engine.states()
+
+
+def test_a_setting_that_goes_wrong_in_a_slow_campaign_pauses_it_too(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    monkeypatch.setattr("sender.engine.guard.time", clock)
+    engine.add_devices(3000)
+    engine.answer(lambda push: ACCEPTED if number(push) <= 1000 else BAD_TOKEN)
+    engine.enqueue(batch_size=100)
+    engine.start()
+    while engine.queue:
+        send_batch(engine.runtime, engine.queue.pop(0))
+        late[0] += 60.0  # before this worker has another batch of it
+        engine.runtime.guard.flush(engine.database)
+    assert engine.report().state == "paused"
+    assert len(engine.received) < 2000
 
 
 def test_tokens_out_of_a_file_are_named_as_such(engine: Engine) -> None:
