@@ -185,7 +185,8 @@ class Guard:
             return Ruling.DROP
         if may_be_suspicious(trial.counts, self.thresholds):
             usual = baselines.load(transaction, claim.campaign.app_id).get(environment)
-            least = least_of(claim.campaign.audience, self.thresholds)
+            audience = claim.campaign.audience
+            least = least_of(claim.campaign.estimate if audience is None else audience, self.thresholds)
             trip = assess(trial.counts, usual, self.thresholds, least=least, gone_allowed=trial.resumed)
             if trip is not None:
                 self._trip(transaction, claim, environment, trip, tally)

@@ -32,6 +32,7 @@ class CampaignWork:
     app_rate: float | None
     epoch: int  # moved by pause, resume and changes of rate
     audience: int | None  # devices that were cut; None: the cut has not ended
+    estimate: int  # devices that were counted when it started
     healing: bool  # whether a BadDeviceToken is tried in the other environment
 
 
@@ -97,7 +98,7 @@ RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.failures, b.device_id
           c.id, c.key, c.app_id, a.bundle_id, c.payload, c.push_type, c.priority, c.collapse_id, c.delivery,
           c.expiration, c.started_on, c.rate, a.rate AS app_rate,
           c.epoch AS campaign_epoch, CASE WHEN c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
-               THEN c.cut_devices END AS audience, a.healing
+               THEN c.cut_devices END AS audience, c.audience_estimate AS estimate, a.healing
 """
 
 #: A batch that cannot be claimed now goes back to those that fan-out or sweep publish.
@@ -235,6 +236,7 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
         app_rate=row["app_rate"],
         epoch=row["campaign_epoch"],
         audience=row["audience"],
+        estimate=row["estimate"],
         healing=row["healing"],
     )
     return Claim(

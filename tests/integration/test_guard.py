@@ -122,6 +122,18 @@ def test_a_tiny_audience_that_is_refused_almost_whole_pauses_the_campaign(engine
     assert trial(engine) == TrialState.TRIPPED
 
 
+def test_a_tiny_audience_is_judged_as_such_while_a_large_table_is_still_cut(engine: Engine) -> None:
+    engine.add_devices(12)
+    engine.answer(lambda push: BAD_TOKEN)
+    engine.enqueue()
+    engine.start()
+    with engine.database.transaction() as transaction:  # the rest of the table has nobody of the segment
+        transaction.execute("UPDATE {s}.campaigns SET cut_finished = false")
+    engine.work()
+    assert engine.report().state == "paused"
+    assert trial(engine) == TrialState.TRIPPED
+
+
 def test_fewer_devices_than_that_are_not_judged(engine: Engine) -> None:
     engine.add_devices(9, registered_at=EARLIER)
     engine.answer(lambda push: BAD_TOKEN if number(push) > 1 else GONE)
