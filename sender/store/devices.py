@@ -121,8 +121,8 @@ def invalidate(transaction: Transaction, hits: Sequence[Gone], campaign_id: int 
 
 
 #: The second hit of a later campaign confirms the first, while pushes to the same app and environment are accepted in
-#: that campaign. Campaigns that run at the same time may share one fault of the configuration. What a campaign got
-#: that the guard tripped is no first hit: the later campaign's is.
+#: that campaign: most of them, until it is trusted. Campaigns that run at the same time may share one fault of the
+#: configuration. What a campaign got that the guard tripped is no first hit: the later campaign's is.
 _QUARANTINE = """
 WITH hit AS MATERIALIZED (
     SELECT DISTINCT ON (device_id) *
@@ -140,7 +140,8 @@ WITH hit AS MATERIALIZED (
        OR d.state = 'quarantined' AND d.state_campaign_id <> %(campaign)s
           AND d.state_changed_at < (SELECT started_at FROM {s}.campaigns WHERE id = %(campaign)s)
           AND EXISTS (SELECT FROM {s}.trials t WHERE t.campaign_id = %(campaign)s AND t.environment = d.environment
-                      AND t.accepted > t.moved AND t.state <> 'tripped')
+                      AND t.accepted - t.moved > CASE t.state WHEN 'trusted' THEN 0 ELSE t.bad_token + t.wrong_topic END
+                      AND t.state <> 'tripped')
     ORDER BY d.id FOR NO KEY UPDATE OF d
 ), changed AS (
     UPDATE {s}.devices d SET state = h.new_state, state_reason = h.reason, state_changed_at = now(),

@@ -9,6 +9,7 @@ import pytest
 
 from sender import Canary, InvalidInputError, Segment
 from sender.client import Sender
+from sender.engine.delivery import send_batch
 from sender.engine.tick import tick
 from sender.model import ACCEPTED, Answer, Rejected
 from sender.settings import Settings
@@ -117,6 +118,21 @@ def test_a_hit_of_a_campaign_that_the_guard_tripped_is_not_the_first_of_two(engi
     assert engine.sender.devices.restore(campaign="third").restored == {"quarantined": 1}
     assert engine.sender.devices.restore(campaign="second").restored == {"quarantined": 1}
     assert engine.sender.devices.restore(campaign="earlier").restored == {"active": 1}
+
+
+def test_a_second_hit_confirms_nothing_while_the_campaign_itself_is_in_doubt(engine: Engine) -> None:
+    engine.answer(lambda push: answer("BadDeviceToken"))
+    engine.enqueue("later", batch_size=50)
+    engine.start()
+    with engine.database.transaction() as transaction:
+        transaction.execute(
+            "INSERT INTO {s}.trials (campaign_id, environment, judged, accepted, bad_token) "
+            "SELECT id, 'production', 25, 5, 20 FROM {s}.campaigns WHERE key = 'later'"
+        )
+    ((retests,),) = engine.rows("SELECT id FROM {s}.batches WHERE kind = 'retest'")
+    send_batch(engine.runtime, retests)
+    assert engine.report("later").rejected == 3
+    assert states(engine) == ["quarantined"] * 3
 
 
 def test_a_second_hit_without_a_success_confirms_nothing(engine: Engine) -> None:
