@@ -25,9 +25,15 @@ install: $(STAMP) ## create .venv with everything in it (the other targets do it
 demo: $(STAMP) ## a whole campaign on embedded servers against a simulated APNs
 	@$(BIN)/sender demo
 
+# Processes that run tests, each with servers of its own. What measures rates runs by itself afterwards.
+JOBS ?= 2
+
 .PHONY: test
-test: $(STAMP) ## all tests, on real embedded servers
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## all tests, on real embedded servers: JOBS=2
+	@failed=0; \
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder || failed=1; \
+	$(BIN)/python -m pytest -m alone || failed=1; \
+	exit $$failed
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy --strict, import contracts

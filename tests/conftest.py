@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from sender.client import Sender
@@ -26,6 +28,12 @@ from sender.stack.postgres import Postgres
 from sender.stack.valkey import Valkey
 from sender.store.database import Database
 from sender.store.migrate import migrate
+
+if not os.environ.get("CI"):  # where Hypothesis does the same by itself, and draws the same examples each time
+    hypothesis_settings.register_profile(
+        "a busy machine is no fault", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    hypothesis_settings.load_profile("a busy machine is no fault")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,8 @@ from sender.store.breakers import Breaker
 from sender.store.reports import Report
 from tests.acceptance.conftest import Cli
 
+pytestmark = pytest.mark.alone
+
 DEVICES = 2000
 HELLO = Payload(alert=Alert(title="Hello", body="World"))
 

@@ -31,6 +31,8 @@ from sender.simulator import Scenario, Shares, SimulatorProcess
 from sender.stack.children import PROCESSES_FILE
 from sender.store.reports import Report
 
+pytestmark = pytest.mark.alone
+
 WORKERS = 4
 DEVICES = 60_000
 #: What a second may hold above its rate.

@@ -32,6 +32,7 @@ def _calm(stack: ChaosStack) -> Iterator[None]:
     yield
     stack.simulator.control.set_scenario(SCENARIO)
     stack.end_campaigns()
+    stack.simulator.control.drop()  # a connection keeps the scenario that it was made in
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,7 +24,8 @@ def listening(pid: int | None) -> set[str]:
     assert pid is not None
     found = set()
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        found |= {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+        with suppress(psutil.NoSuchProcess):  # a child of a moment
+            found |= {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
     return found
 
 
