@@ -200,9 +200,8 @@ class Wire(APNsTLSClientProtocol):
                     self._cancel(stream_id, batch, entry.place, entry.answer())
             elif entry[0] is batch:
                 self._cancel(stream_id, batch, entry[1], Unknown(cause="timeout"))
-        if any(slot[0] is batch for slot in self._queue):
-            self._queue = deque(slot for slot in self._queue if slot[0] is not batch)
-            batch.settle_rest(NotProcessed(cause="timeout: never written"))
+        for _, place in self.recall((batch,)):  # and only those: another connection may have written its own
+            batch.settle(place, NotProcessed(cause="timeout: never written"))
         if self.cancelled >= self.MOST_CANCELLED:
             self.retire(f"{self.cancelled} requests were not answered in time")
         self._schedule_flush()

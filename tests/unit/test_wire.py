@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 
 import pytest
 from ngh2 import NeverIndexedHeader
 
+from sender.apns.batch import Batch
 from sender.apns.wire import Wire, parse_goaway
-from sender.model import Accepted, NotProcessed, Rejected, Unknown
+from sender.model import Accepted, NotProcessed, Push, Rejected, Unknown
 from tests.unit.wire_server import HEADERS, Harness, Tokens
 
 
@@ -144,6 +146,22 @@ def test_an_expired_batch_is_cancelled_and_what_was_queued_was_never_written() -
     assert batch.answers == [Unknown(cause="timeout")] * 3 + [NotProcessed(cause="timeout: never written")] * 2
     assert harness.wire.in_flight == 0
     assert harness.open == []
+
+
+def test_a_deadline_says_nothing_of_what_another_connection_has_of_the_batch() -> None:
+    here, there = Harness(streams=1), Harness()
+    here.carry()
+    there.carry()
+    push = Push(token="ab" * 32, apns_id=str(uuid.uuid4()), payload=b"{}", headers=HEADERS)
+    batch = Batch([push] * 4, 1030.0, lambda batch: None)
+    here.wire.enqueue([(batch, 0), (batch, 1)])
+    there.wire.enqueue([(batch, 2), (batch, 3)])
+    here.carry()
+    there.carry()
+    here.wire.expire(batch)
+    assert batch.answers == [Unknown(cause="timeout"), NotProcessed(cause="timeout: never written"), None, None]
+    there.wire.expire(batch)
+    assert batch.answers[2:] == [Unknown(cause="timeout")] * 2  # written: they may have arrived
 
 
 def test_a_success_whose_end_never_comes_is_accepted_at_the_deadline() -> None:
