@@ -304,7 +304,7 @@ class WirePool(APNsBaseConnectionPool):
         if wire in self.connections:
             self.connections.remove(wire)
             self._draining.add(wire)
-            if not wire.answered and wire.goaway:
+            if wire.goaway and self._useless(wire):
                 self._back_off(1)  # taken back with its first answer (`wire_room`), a failure when it never has one
         self._dispatch()
 
@@ -323,14 +323,14 @@ class WirePool(APNsBaseConnectionPool):
             if not first.done():
                 first.set_exception(ConnectError(f"the server closed the connection in the handshake ({cause})"))
             return
-        if wire in self._draining and wire.goaway and not wire.answered:
+        if wire in self._draining and wire.goaway and self._useless(wire):
             self.counts["failures"] += 1
         if wire in self.connections:
             self.counts["lost"] += 1
             self.counts["broken"] += not self.closing and wire.unanswered_at_loss > 0
             self.last_cause = cause
             self._report("apns_connection_lost", {"cause": cause, "answered": wire.answered})
-            if not wire.answered and self.loop.time() - self._born.get(wire, 0.0) < USEFUL_AFTER:
+            if self._useless(wire):
                 self._count_failure(wire)
         self.discard_connection(wire)
         self._dispatch()
@@ -399,7 +399,8 @@ class WirePool(APNsBaseConnectionPool):
         self._unreachable_since = None if self.connections else self.loop.time()
         try:
             while not self.closing:
-                await asyncio.sleep(max(0.0, self._next_attempt - self.loop.time()))
+                while (left := self._next_attempt - self.loop.time()) > 0:
+                    await asyncio.sleep(min(left, SHORTEST_PAUSE))  # it may be revived meanwhile
                 self._attempted = self.loop.time()
                 self._next_attempt = self._attempted + SHORTEST_PAUSE
                 try:
@@ -436,6 +437,10 @@ class WirePool(APNsBaseConnectionPool):
         self.counts["failures"] += 1
         self._back_off(PATIENCE if error.lasting else 1)
         self._report("apns_connect_failed", {"cause": self.last_cause, "failures": self.failures})
+
+    def _useless(self, wire: Wire) -> bool:
+        """Whether it ends young, before it answered anything: no better than an attempt that failed."""
+        return not wire.answered and self.loop.time() - self._born.get(wire, 0.0) < USEFUL_AFTER
 
     def _count_failure(self, wire: Wire) -> None:
         """A connection that ended before it answered anything is as good as none."""

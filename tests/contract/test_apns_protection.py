@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sender.apns import clients as clients_module
+from sender.apns import pool as pool_module
 from sender.apns.clients import Clients
 from sender.apns.pool import Health
 from sender.model import Accepted, NotProcessed, Unknown
@@ -101,6 +102,40 @@ def test_clean_goaways_before_the_first_answer_hold_nothing_up(there: Bench, sim
     assert health.counts["goaway_errors"] == 0
     assert health.counts.get("failures", 0) == 0
     assert health.failures_in_a_row == 0
+
+
+def test_the_answer_that_comes_after_a_goaway_ends_the_wait_of_what_came_next(
+    there: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "FIRST_PAUSE", 30.0)  # without that answer
+    simulator.control.set_scenario(Scenario(latency_ms=300))
+
+    async def test() -> None:
+        client = there.client()
+        first = client.send([push()], timeout=5)
+        await until(lambda: client.snapshot().in_flight == 1)
+        await asyncio.to_thread(simulator.control.goaway, reason="Shutdown")
+        await until(lambda: client.snapshot().draining == 1)
+        second = client.send([push()], timeout=5)
+        assert await first == await second == [Accepted()]
+
+    there.run(test)
+
+
+def test_a_goaway_on_a_connection_that_was_not_used_is_no_failure(
+    there: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "USEFUL_AFTER", 0.0)  # it is old
+
+    async def test() -> None:
+        client = there.client()
+        await client.connected()
+        await asyncio.to_thread(simulator.control.goaway, reason="IdleTimeout")
+        await until(lambda: not client.snapshot().connections and not client.snapshot().draining)
+        health = client.snapshot()
+        assert (health.failures_in_a_row, health.counts.get("failures", 0)) == (0, 0)
+
+    there.run(test)
 
 
 def test_a_server_that_says_goodbye_to_every_fresh_connection_is_left_alone_for_a_while(
