@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -91,6 +92,7 @@ class WirePool(APNsBaseConnectionPool):
         self._born: dict[Wire, float] = {}
         self._answered = 0  # on connections that are gone
         self._attempted = self._next_attempt = 0.0
+        self._revived = asyncio.Event()
         self._unreachable_since: float | None = None
         self._no_more_until = 0.0
         self._crowded_since: float | None = None
@@ -174,6 +176,7 @@ class WirePool(APNsBaseConnectionPool):
     def revive(self) -> None:
         """Let the next push try to connect, however often that failed before."""
         self._next_attempt = min(self._next_attempt, self._attempted + SHORTEST_PAUSE)
+        self._revived.set()
 
     def renew(self, cause: str) -> None:
         """Have what comes next go out on new connections; what is in flight is answered on the old ones."""
@@ -399,8 +402,7 @@ class WirePool(APNsBaseConnectionPool):
         self._unreachable_since = None if self.connections else self.loop.time()
         try:
             while not self.closing:
-                while (left := self._next_attempt - self.loop.time()) > 0:
-                    await asyncio.sleep(min(left, SHORTEST_PAUSE))  # it may be revived meanwhile
+                await self._pause()
                 self._attempted = self.loop.time()
                 self._next_attempt = self._attempted + SHORTEST_PAUSE
                 try:
@@ -418,6 +420,14 @@ class WirePool(APNsBaseConnectionPool):
         if self.down and self._backlog:
             self._flush_backlog(f"connect: {self.last_cause}")
         self._dispatch()
+
+    async def _pause(self) -> None:
+        """Wait until the next attempt may be made, which `revive` brings forward."""
+        while (left := self._next_attempt - self.loop.time()) > 0:
+            self._revived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._revived.wait()
 
     def _join(self, wire: Wire) -> None:
         self.counts["connects"] += 1
