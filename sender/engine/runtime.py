@@ -79,7 +79,12 @@ class Runtime:
             probe_seconds=settings.apns_timeout + settings.apns_connect_timeout + PROBE_MARGIN,
         )
         self.watcher = Watcher(
-            self.database, self.breakers, busy=lambda: self.leases.held > 0, health=self._health, revive=self._revive
+            self.database,
+            self.breakers,
+            timeout=settings.apns_timeout,
+            busy=lambda: self.leases.held > 0,
+            health=self._health,
+            revive=self._revive,
         )
         self._underway = Underway(self._may_send)
         self.later = Later()

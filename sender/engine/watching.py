@@ -54,6 +54,7 @@ class Window:
         self._ticks: deque[tuple[float, float, Tally]] = deque()  # (at, seconds, what was seen)
         self._last = time.monotonic()
         self._best = (0.0, 0.0)  # (at, pushes a second)
+        self._deadlines_from = 0.0  # no news before: those of pushes that were sent before a rest
 
     def add(self, health: Health | None, noted: Tally) -> Tally:
         """Take in what happened since the last look; returns it. What happened while nobody looked is no news."""
@@ -62,6 +63,8 @@ class Window:
             self.reset()
             self._before = health or self._before
         seen = noted if health is None else merged(noted, health, self._before)
+        if now < self._deadlines_from:
+            seen = replace(seen, unanswered=0)
         self._before = health or self._before
         self._ticks.append((now, now - self._last, seen))
         self._last = now
@@ -95,9 +98,10 @@ class Window:
         """Whether anything was answered at the last look."""
         return bool(self._ticks) and self._ticks[-1][2].answered > 0
 
-    def reset(self) -> None:
-        """Begin anew."""
+    def reset(self, *, timeout: float = 0.0) -> None:
+        """Begin anew; what was sent until now, with so many seconds for its answer, counts no more."""
         self._ticks.clear()
+        self._deadlines_from = max(self._deadlines_from, self._last + timeout)
 
     def forget(self) -> None:
         """The signal was taken in: what it was made of counts no more, but how fast it went does."""
@@ -112,11 +116,13 @@ class Watcher:
         database: Database,
         known: Breakers,
         *,
+        timeout: float,
         busy: Callable[[], bool],
         health: Callable[[], Mapping[str, Health]],
         revive: Callable[[str], None],
     ) -> None:
         self._database, self._breakers = database, known
+        self._timeout = timeout  # seconds that a push has for its answer
         self._busy, self._health, self._revive = busy, health, revive
         self._lock = threading.Lock()
         self._noted: dict[str, Tally] = {}
@@ -169,12 +175,12 @@ class Watcher:
             self._windows.setdefault(identity, Window()).add(health.get(identity), noted.get(identity, Tally()))
         with self._database.transaction() as transaction:
             known = self._breakers.read(transaction, identities)
+        for identity in self._breakers.closed_again():  # what was seen before is no news
+            if identity in self._windows:
+                self._windows[identity].reset(timeout=self._timeout)
+            self._revive(identity)
         for identity in identities:
             self._act(identity, known.get(identity, Breaker(credential=identity)))
-        for identity in self._breakers.closed_again():
-            if identity in self._windows:
-                self._windows[identity].reset()
-            self._revive(identity)
 
     def _act(self, identity: str, known: Breaker) -> None:
         window = self._windows[identity]

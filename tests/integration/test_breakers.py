@@ -367,6 +367,30 @@ def test_what_a_worker_saw_before_a_breaker_closed_does_not_open_it_again(engine
     assert engine.apns.revived == [PRODUCTION]  # so that what comes next is not turned away
 
 
+def test_an_attempt_that_failed_while_the_breaker_closed_does_not_open_it_again(engine: Engine) -> None:
+    look(engine, production=DOWN)
+    age(engine, 60)
+    taken = do(engine, breakers.begin_probe, PRODUCTION, seconds=30)
+    do(engine, breakers.close_one, PRODUCTION, until=taken.until)  # by another worker
+    look(engine, production=replace(DOWN, failures_in_a_row=4, counts={"failures": 4}))
+    assert state_of(engine).state is BreakerState.CLOSED
+
+
+def test_deadlines_of_what_was_sent_before_a_rest_do_not_open_it_again(engine: Engine) -> None:
+    look(engine, production=HEALTHY)
+    look(engine, production=replace(HEALTHY, counts={"unanswered": 64}))
+    assert state_of(engine).cause == "APNs does not answer"
+    age(engine, 60)
+    taken = do(engine, breakers.begin_probe, PRODUCTION, seconds=30)
+    do(engine, breakers.close_one, PRODUCTION, until=taken.until)
+    for unanswered in (128, 192):
+        look(engine, production=replace(HEALTHY, counts={"unanswered": unanswered}))
+    assert state_of(engine).state is BreakerState.CLOSED
+    engine.runtime.watcher._windows[PRODUCTION]._deadlines_from = 0.0  # the time of those has passed
+    look(engine, production=replace(HEALTHY, counts={"unanswered": 256}))
+    assert state_of(engine).state is BreakerState.OPEN
+
+
 def test_a_worker_that_was_not_hit_learns_of_an_opening_within_a_second(engine: Engine) -> None:
     engine.runtime.start()
     engine.add_devices(1)
