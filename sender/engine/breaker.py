@@ -16,8 +16,15 @@ from uuid import UUID
 
 import structlog
 
-from sender.model import Answer, NotProcessed, Rejected
-from sender.policy.breaker import PROBE_PATIENCE, PROVIDER_TOKEN_HOLD, clears
+from sender.model import Answer, Rejected
+from sender.policy.breaker import (
+    PROBE_PATIENCE,
+    PROVIDER_TOKEN_HOLD,
+    clears,
+    concerns_device,
+    open_seconds,
+    overtaken,
+)
 from sender.policy.states import BreakerState
 from sender.store import breakers
 from sender.store.breakers import Breaker, Opening
@@ -25,8 +32,6 @@ from sender.store.database import Database, Transaction
 from sender.store.limits import Limit
 
 log = structlog.get_logger()
-
-_RECALLED = NotProcessed(cause="recalled")
 
 #: Seconds for which a batch that is not served at a lowered pace is left alone, at the most.
 LONGEST_TURN = 5.0
@@ -152,16 +157,18 @@ class Breakers:
         log.info("breaker_half_opened", credential=identity, cause=taken.cause, openings=taken.trips)
         return True
 
-    def end_probe(self, identity: str, answer: Answer | None) -> None:
-        """Close the breaker, or open it again, by the probe's answer (None: it was not sent, as when it was recalled
-        because its claim had to stop)."""
+    def end_probe(self, identity: str, answer: Answer | None, *, throttled: bool = False) -> None:
+        """Close the breaker, or open it again, by the probe's answer (None: it was not sent, because its claim had to
+        stop). `throttled`: to a device that was throttled before, whose being so again says nothing."""
         with self._lock:
             probe = self._probes.pop(identity, None)
         if probe is None:
             return
         with self._database.transaction() as transaction:
-            if answer is None or answer == _RECALLED:
+            if answer is None or overtaken(answer):
                 breakers.give_back_probe(transaction, identity, probe.until)
+            elif throttled and concerns_device(answer):
+                breakers.give_back_probe(transaction, identity, probe.until, seconds=self._same_again(identity))
             elif clears(answer):
                 if breakers.close_one(transaction, identity, until=probe.until):
                     log.info("breaker_closed", credential=identity, by="probe")
@@ -170,6 +177,10 @@ class Breakers:
                 if opened is not None:
                     log_opened(opened)
             self.read(transaction, [identity])
+
+    def _same_again(self, identity: str) -> float:
+        known = self._known.get(identity)
+        return open_seconds(known.trips if known else 1, random.random(), scale=self.scale)  # noqa: S311
 
     def _failed(self, answer: Answer) -> Opening:
         said = answer.reason or str(answer.status) if isinstance(answer, Rejected) else getattr(answer, "cause", "")

@@ -107,7 +107,8 @@ def _issue_group(
             waiting.append((ours, runtime.issue(credential, [plan.pushes[at] for at in ours], lease)))
         if breakers.probes(credential.identity, lease.claim.owner):  # what it says decides on the others
             answers = [future.result()[0] for _, future in waiting[before:]]
-            breakers.end_probe(credential.identity, answers[0] if answers else None)
+            known = plan.targets[part[0]].blocklisted_times > 0
+            breakers.end_probe(credential.identity, answers[0] if answers else None, throttled=known)
 
 
 def take_leave(runtime: Runtime, lease: Lease, identity: str, wanted: int) -> Leave:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
-from sender.model import Accepted, Answer, Rejected
+from sender.model import Accepted, Answer, NotProcessed, Rejected, Unknown
 
 #: Seconds for which a breaker opens the first time; doubled with each opening in a row, half of it random.
 OPEN_FIRST = 5.0
@@ -25,6 +25,10 @@ FORGIVEN_AFTER = 3600.0
 
 #: Seconds that whoever may send the probe has for it, beyond what connecting and waiting for an answer may take.
 PROBE_MARGIN = 10.0
+
+#: What became of a probe that says nothing of the credential: we took it back, we ended, or APNs closed the connection
+#: for its own ends just then.
+_OVERTAKEN = ("recalled", "closed", "goaway: Shutdown", "goaway: IdleTimeout", "goaway: NO_ERROR")
 
 #: Seconds before what found the probe taken asks again.
 PROBE_PATIENCE = 3.0
@@ -181,6 +185,16 @@ def clears(answer: Answer) -> bool:
             return status < 500 and status != 429
         case _:
             return False
+
+
+def overtaken(answer: Answer) -> bool:
+    """Whether a probe's answer is none, for no fault of the credential's: the next may try at once."""
+    return isinstance(answer, NotProcessed | Unknown) and answer.cause.startswith(_OVERTAKEN)
+
+
+def concerns_device(answer: Answer) -> bool:
+    """Whether an answer is about a device that had trouble before, and not about the credential."""
+    return isinstance(answer, Rejected) and answer.status == 429 and answer.reason == "TooManyRequests"
 
 
 # --- pace ------------------------------------------------------------------------------------------------------------

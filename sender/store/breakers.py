@@ -118,7 +118,7 @@ WHERE credential = %(credential)s AND state = ANY(%(sources)s) AND (%(until)s::t
 """
 
 _GIVE_BACK = """
-UPDATE {s}.breakers SET state = 'open', since = now(), until = clock_timestamp()
+UPDATE {s}.breakers SET state = 'open', since = now(), until = clock_timestamp() + make_interval(secs => %(seconds)s)
 WHERE credential = %(credential)s AND state = 'half_open' AND until = %(until)s
 """
 
@@ -201,9 +201,9 @@ def begin_probe(transaction: Transaction, identity: str, *, seconds: float) -> B
     return None if row is None else _breaker(row)
 
 
-def give_back_probe(transaction: Transaction, identity: str, until: datetime) -> None:
-    """The probe could not be sent: the next may try at once."""
-    transaction.execute(_GIVE_BACK, {"credential": identity, "until": until})
+def give_back_probe(transaction: Transaction, identity: str, until: datetime, *, seconds: float = 0.0) -> None:
+    """The probe says nothing, as when it could not be sent: the next may try in so many seconds."""
+    transaction.execute(_GIVE_BACK, {"credential": identity, "until": until, "seconds": seconds})
 
 
 def close_one(transaction: Transaction, identity: str, *, until: datetime | None = None) -> bool:

@@ -260,6 +260,59 @@ def test_a_probe_that_fails_opens_it_again_for_longer_after_one_push(engine: Eng
     assert sum(engine.outcomes().values()) == 0
 
 
+@pytest.mark.parametrize("nothing", [NotProcessed(cause="goaway: Shutdown"), Unknown(cause="closed")], ids=str)
+def test_a_probe_that_says_nothing_is_followed_by_another_at_once(engine: Engine, nothing: Answer) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    do(engine, breakers.trip, PRODUCTION, Opening(cause="x", chance=1.0))
+    age(engine, 6)
+    engine.start()
+    seen: list[BreakerState] = []
+
+    def script(push: Push) -> Answer:
+        seen.append(state_of(engine).state)
+        return nothing if len(seen) == 1 else ACCEPTED
+
+    engine.answer(script)
+    engine.work()
+    assert seen[:2] == [BreakerState.HALF_OPEN] * 2
+    assert state_of(engine).closed
+    assert state_of(engine).trips == 1
+
+
+@pytest.mark.parametrize(("times", "openings"), [(1, 1), (0, 2)])
+def test_a_probe_to_a_device_that_is_throttled_once_more_lengthens_no_rest(
+    engine: Engine, times: int, openings: int
+) -> None:
+    engine.add_devices(2)
+    do(
+        engine,
+        lambda t: t.execute("UPDATE {s}.devices SET blocklisted_times = %s, blocklisted_until = now()", (times,)),
+    )
+    engine.enqueue(batch_size=1)
+    do(engine, breakers.trip, PRODUCTION, Opening(cause="x", chance=1.0))
+    age(engine, 6)
+    engine.start()
+    engine.answer(lambda push: Rejected(status=429, reason="TooManyRequests"))
+    engine.work()
+    assert len(engine.apns.client.pushes) == 1  # and the other waits
+    found = state_of(engine)
+    assert (found.state, found.trips) == (BreakerState.OPEN, openings)
+    assert found.wait > 0
+
+
+def test_a_probe_to_a_dead_device_closes_the_breaker(engine: Engine) -> None:
+    engine.add_devices(2)
+    engine.enqueue(batch_size=1)
+    do(engine, breakers.trip, PRODUCTION, opening(60))
+    age(engine, 61)
+    engine.start()
+    engine.answer(lambda push: Rejected(status=410, reason="Unregistered"))
+    engine.run()
+    assert state_of(engine).closed
+    assert engine.outcomes() == {"rejected": 2}
+
+
 def test_no_attempt_is_charged_while_a_breaker_is_open_however_often(engine: Engine) -> None:
     engine.add_devices(20)
     engine.enqueue(batch_size=10)

@@ -22,6 +22,7 @@ from sender.policy.breaker import (
     cut,
     judge,
     open_seconds,
+    overtaken,
 )
 
 paces = st.floats(min_value=FLOOR, max_value=1e6)
@@ -157,6 +158,30 @@ def test_openings_double_up_to_a_quarter_of_an_hour() -> None:
 )
 def test_a_probe_closes_the_breaker_when_apns_serves_it(answer: Answer, closes: bool) -> None:
     assert clears(answer) is closes
+
+
+@pytest.mark.parametrize(
+    ("answer", "says_nothing"),
+    [
+        (NotProcessed(cause="recalled"), True),
+        (NotProcessed(cause="closed"), True),
+        (Unknown(cause="closed"), True),
+        (NotProcessed(cause="goaway: Shutdown"), True),
+        (NotProcessed(cause="goaway: NO_ERROR"), True),
+        (NotProcessed(cause="goaway: BadCertificate"), False),
+        (NotProcessed(cause="goaway: ENHANCE_YOUR_CALM"), False),
+        (NotProcessed(cause="connect: goaway: Shutdown"), False),
+        (NotProcessed(cause="refused"), False),
+        (Unknown(cause="timeout"), False),
+        (Unknown(cause="connection lost: closed by the peer"), False),
+        (Rejected(status=503, reason="Shutdown"), False),
+        (ACCEPTED, False),
+    ],
+)
+def test_a_probe_that_we_took_back_or_an_orderly_goaway_overtook_says_nothing(
+    answer: Answer, says_nothing: bool
+) -> None:
+    assert overtaken(answer) is says_nothing
 
 
 # --- pace ------------------------------------------------------------------------------------------------------------
