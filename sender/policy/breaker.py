@@ -33,6 +33,9 @@ _OVERTAKEN = ("recalled", "closed", "goaway: Shutdown", "goaway: IdleTimeout", "
 #: Seconds before what found the probe taken asks again.
 PROBE_PATIENCE = 3.0
 
+#: Seconds after which a pace is forgotten that was neither cut nor raised: nothing was sent, and it would be back.
+STALE_AFTER = 600.0
+
 #: Pushes a second below which the pace never falls.
 FLOOR = 10.0
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sender.policy.breaker import CALM_AFTER, CUT_EVERY, FLOOR, FORGIVEN_AFTER, UNKNOWN_TOP, climb, cut, open_seconds
+from sender.policy.breaker import (
+    CALM_AFTER,
+    CUT_EVERY,
+    FLOOR,
+    FORGIVEN_AFTER,
+    STALE_AFTER,
+    UNKNOWN_TOP,
+    climb,
+    cut,
+    open_seconds,
+)
 from sender.policy.states import BREAKER_MOVES, BreakerState, sources
 from sender.store.database import Transaction
 
@@ -77,15 +87,21 @@ class Opening:
     measured: float = 0.0
 
 
-_COLUMNS = """
+_STALE = f"state = 'closed' AND paced_at <= clock_timestamp() - interval '{STALE_AFTER} seconds'"
+
+_COLUMNS = f"""
 credential, state, cause, since, until,
 greatest(0, coalesce(extract(epoch FROM until - clock_timestamp()), 0))::float8 AS wait,
-trips, pace, pace_top, pace_cause, slowed_at
+trips, CASE WHEN {_STALE} THEN NULL ELSE pace END AS pace, CASE WHEN {_STALE} THEN NULL ELSE pace_top END AS pace_top,
+pace_cause, slowed_at
 """
 
 _READ = f"SELECT {_COLUMNS} FROM {{s}}.breakers WHERE credential = ANY(%s)"
 
-_READ_ALL = f"SELECT {_COLUMNS} FROM {{s}}.breakers WHERE state <> 'closed' OR pace IS NOT NULL ORDER BY credential"
+_READ_ALL = f"""
+SELECT {_COLUMNS} FROM {{s}}.breakers
+WHERE state <> 'closed' OR pace IS NOT NULL AND NOT ({_STALE}) ORDER BY credential
+"""
 
 #: Locked for a move; openings that are long past are forgiven.
 _LOCK = f"""

@@ -15,7 +15,7 @@ import pytest
 from sender.apns.pool import Health
 from sender.client import Sender
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
-from sender.policy.breaker import FLOOR, PROVIDER_TOKEN_HOLD
+from sender.policy.breaker import FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER
 from sender.policy.states import BreakerState
 from sender.settings import Settings
 from sender.store import batches, breakers
@@ -177,6 +177,25 @@ def test_a_step_up_on_what_another_worker_changed_meanwhile_is_none(engine: Engi
     do(engine, breakers.slow_down, PRODUCTION, measured=500.0, cause="503")
     age(engine, 3.1)
     assert not do(engine, breakers.speed_up, seen)
+
+
+def test_a_pace_that_nobody_sent_with_for_a_while_is_forgotten(engine: Engine) -> None:
+    do(engine, breakers.slow_down, PRODUCTION, measured=1000.0, cause="503")
+    age(engine, STALE_AFTER - 5)
+    assert [found.pace for found in do(engine, breakers.read_all)] == [500]
+    age(engine, 6)
+    assert do(engine, breakers.read_all) == []
+    assert state_of(engine).plain
+    do(engine, breakers.slow_down, PRODUCTION, measured=100.0, cause="503")
+    assert (state_of(engine).pace, state_of(engine).pace_top) == (50, 100)
+
+
+def test_a_rest_is_not_forgotten_however_long_nobody_sends(engine: Engine) -> None:
+    do(engine, breakers.slow_down, PRODUCTION, measured=1000.0, cause="503")
+    do(engine, breakers.trip, PRODUCTION, replace(opening(), measured=1000.0))
+    age(engine, 2 * STALE_AFTER)
+    [found] = do(engine, breakers.read_all)
+    assert (found.state, found.pace_top) == (BreakerState.OPEN, 1000)
 
 
 def test_after_a_rest_the_pace_starts_low_and_doubles(engine: Engine) -> None:
