@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ import structlog
 
 from sender.engine.breaker import Breakers, log_opened
 from sender.engine.mishaps import survived
+from sender.engine.window import INTERVAL, LINGER, Window
 from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
-from sender.policy.breaker import Signal, Tally, Verdict, judge
+from sender.policy.breaker import Signal, Tally, Verdict
 from sender.store import breakers
 from sender.store.batches import Target
 from sender.store.breakers import Breaker
@@ -27,85 +27,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-#: Seconds between two looks: after one of them a breaker that another worker opened is known here.
-INTERVAL = 0.5
-
-#: Seconds of which the tallies are judged together.
-WINDOW = 10.0
-
-#: Seconds after its last claim for which a process goes on watching.
-LINGER = 10.0
-
-#: Seconds for which it is remembered how fast a credential went before its trouble.
-REMEMBERED = 120.0
-
 #: Seconds between two log events of a pace that climbs.
 SAY_EVERY = 10.0
 
 
 _environment = attrgetter("environment")
-
-
-class Window:
-    """The tallies of one credential's last seconds, since its last signal."""
-
-    def __init__(self) -> None:
-        self._before: Health | None = None
-        self._ticks: deque[tuple[float, float, Tally]] = deque()  # (at, seconds, what was seen)
-        self._last = time.monotonic()
-        self._best = (0.0, 0.0)  # (at, pushes a second)
-        self._deadlines_from = 0.0  # no news before: those of pushes that were sent before a rest
-
-    def add(self, health: Health | None, noted: Tally) -> Tally:
-        """Take in what happened since the last look; returns it. What happened while nobody looked is no news."""
-        now = time.monotonic()
-        if now - self._last > LINGER:
-            self.reset()
-            self._before = health or self._before
-        seen = noted if health is None else merged(noted, health, self._before)
-        if now < self._deadlines_from:
-            seen = replace(seen, unanswered=0)
-        self._before = health or self._before
-        self._ticks.append((now, now - self._last, seen))
-        self._last = now
-        while now - self._ticks[0][0] > WINDOW:
-            self._ticks.popleft()
-        rate = self.rate()
-        if rate >= self._best[1] or now - self._best[0] > REMEMBERED:
-            self._best = (now, rate)
-        return seen
-
-    def judge(self) -> Signal:
-        """What the last tick, or all of them, say."""
-        if not self._ticks:
-            return judge(Tally(), Tally())
-        return judge(self._ticks[-1][2], sum((seen for _, _, seen in self._ticks), Tally()))
-
-    def rate(self) -> float:
-        """Pushes answered in a second, at the best of the window: of two looks together, since one is too short."""
-        pairs = zip(self._ticks, list(self._ticks)[1:], strict=False)
-        return max(
-            ((a.answered + b.answered) / (s + t) for (_, s, a), (_, t, b) in pairs if s + t > INTERVAL / 2), default=0.0
-        )
-
-    @property
-    def best(self) -> float:
-        """The same of the last minutes."""
-        return self._best[1]
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything was answered at the last look."""
-        return bool(self._ticks) and self._ticks[-1][2].answered > 0
-
-    def reset(self, *, timeout: float = 0.0) -> None:
-        """Begin anew; what was sent until now, with so many seconds for its answer, counts no more."""
-        self._ticks.clear()
-        self._deadlines_from = max(self._deadlines_from, self._last + timeout)
-
-    def forget(self) -> None:
-        """The signal was taken in: what it was made of counts no more, but how fast it went does."""
-        self._ticks = deque((at, seconds, Tally(answered=seen.answered)) for at, seconds, seen in self._ticks)
 
 
 class Watcher:
@@ -175,9 +101,9 @@ class Watcher:
             self._windows.setdefault(identity, Window()).add(health.get(identity), noted.get(identity, Tally()))
         with self._database.transaction() as transaction:
             known = self._breakers.read(transaction, identities)
-        for identity in self._breakers.closed_again():  # what was seen before is no news
+        for identity in self._breakers.closed_again():
             if identity in self._windows:
-                self._windows[identity].reset(timeout=self._timeout)
+                self._windows[identity].begin_after_rest(self._timeout)
             self._revive(identity)
         for identity in identities:
             self._act(identity, known.get(identity, Breaker(credential=identity)))
@@ -187,7 +113,10 @@ class Watcher:
         if not known.closed:
             window.forget()  # what fails while it is open is no news
             return
-        signal = window.judge()
+        before = window.alone
+        signal = window.judge(known)
+        if window.alone and not before:
+            log.warning("connecting_fails_here", credential=identity, cause=window.cause)
         if signal.verdict is Verdict.FINE and (known.pace is None or not window.busy):
             return
         with self._database.transaction() as transaction:
@@ -235,26 +164,3 @@ def _said(target: Target, answer: Answer | None) -> str | None:
     if answer.status >= 500:
         return "5xx"
     return "429" if answer.status == 429 and answer.reason in ("TooManyRequests", "") else ""
-
-
-def merged(noted: Tally, health: Health, before: Health | None) -> Tally:
-    """A tally with what the connections counted since the look before."""
-    counts = health.counts
-    old = before.counts if before is not None else {}
-
-    def since(name: str) -> int:
-        return max(0, counts.get(name, 0) - old.get(name, 0))
-
-    return replace(
-        noted,
-        answered=max(0, health.answered - (before.answered if before is not None else 0)),
-        refused=since("refused"),
-        unanswered=since("unanswered"),
-        failures=since("failures"),
-        goaways=since("goaway_errors"),
-        lost=since("broken"),
-        limit_falls=since("limit_falls"),
-        down=health.down,
-        unreachable_for=health.unreachable_for,
-        cause=health.last_cause,
-    )

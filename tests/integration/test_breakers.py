@@ -15,7 +15,7 @@ import pytest
 from sender.apns.pool import Health
 from sender.client import Sender
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
-from sender.policy.breaker import FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER
+from sender.policy.breaker import CALM_AFTER, FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER
 from sender.policy.states import BreakerState
 from sender.settings import Settings
 from sender.store import batches, breakers
@@ -460,6 +460,65 @@ def test_deadlines_of_what_was_sent_before_a_rest_do_not_open_it_again(engine: E
     assert state_of(engine).state is BreakerState.CLOSED
     engine.runtime.watcher._windows[PRODUCTION]._deadlines_from = 0.0  # the time of those has passed
     look(engine, production=replace(HEALTHY, counts={"unanswered": 256}))
+    assert state_of(engine).state is BreakerState.OPEN
+
+
+def close_by_probe(engine: Engine) -> None:
+    """As another worker does."""
+    age(engine, 60)
+    taken = do(engine, breakers.begin_probe, PRODUCTION, seconds=30)
+    assert do(engine, breakers.close_one, PRODUCTION, until=taken.until)
+
+
+def climb_elsewhere(engine: Engine) -> None:
+    """Another worker was answered for a second."""
+    age(engine, 1.1)
+    assert do(engine, breakers.speed_up, state_of(engine))
+
+
+def later(engine: Engine, seconds: float) -> None:
+    """Have what this worker remembers be so long ago."""
+    window = engine.runtime.watcher._windows[PRODUCTION]
+    window._connected_at -= seconds
+    window._closed_at -= seconds
+
+
+def test_a_host_that_cannot_connect_while_others_are_answered_stops_nobody_else(engine: Engine) -> None:
+    look(engine, production=DOWN)
+    close_by_probe(engine)
+    failures = 3
+    for _ in range(4):
+        failures += 1
+        look(engine, production=replace(DOWN, counts={"failures": failures}))
+        assert state_of(engine).closed  # first there is a moment to find out, and then it is known
+        climb_elsewhere(engine)
+        later(engine, 1.0)
+    later(engine, 60.0)
+    look(engine, production=replace(DOWN, counts={"failures": failures + 1}))
+    assert state_of(engine).closed
+    look(engine, production=HEALTHY)  # it could connect again, and so it counts again
+    look(engine, production=replace(DOWN, counts={"failures": 3}))
+    assert state_of(engine).state is BreakerState.OPEN
+
+
+def test_a_worker_that_cannot_connect_after_a_rest_opens_it_again_when_nobody_is_answered(engine: Engine) -> None:
+    look(engine, production=DOWN)
+    close_by_probe(engine)
+    look(engine, production=replace(DOWN, counts={"failures": 4}))
+    look(engine, production=replace(DOWN, counts={"failures": 5}))
+    assert state_of(engine).closed
+    later(engine, CALM_AFTER)
+    look(engine, production=replace(DOWN, counts={"failures": 5}))
+    found = state_of(engine)
+    assert (found.state, found.trips) == (BreakerState.OPEN, 2)
+
+
+def test_an_outage_that_hits_all_at_once_is_nobodys_own(engine: Engine) -> None:
+    do(engine, breakers.slow_down, PRODUCTION, measured=1000.0, cause="503")
+    look(engine, production=HEALTHY)
+    age(engine, 3.1)
+    climb_elsewhere(engine)  # what another was answered just before
+    look(engine, production=DOWN)
     assert state_of(engine).state is BreakerState.OPEN
 
 
