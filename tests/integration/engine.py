@@ -126,10 +126,10 @@ class Engine:
                 (environment, registered_at, count, BUNDLE),
             )
 
-    def enqueue(self, key: str = "hello", **options: Any) -> Any:
+    def enqueue(self, key: str = "hello", *, app: str = BUNDLE, **options: Any) -> Any:
         options.setdefault("rate", None)
         return self.sender.campaigns.enqueue(
-            BUNDLE, key=key, payload=Payload(alert=Alert(title="Hello", body="World")), **options
+            app, key=key, payload=Payload(alert=Alert(title="Hello", body="World")), **options
         )
 
     def publish(self, campaign: str, batches: Sequence[int], urgent: bool) -> None:
@@ -171,6 +171,12 @@ class Engine:
             transaction.execute("UPDATE {s}.batches SET due_at = NULL")
             transaction.execute("UPDATE {s}.breakers SET until = now()")
             transaction.execute("UPDATE {s}.devices SET blocklisted_until = now() WHERE blocklisted_until IS NOT NULL")
+
+    def bring_batches_forward(self) -> None:
+        """Have the batches that wait be due now, and published."""
+        with self.database.transaction() as transaction:
+            transaction.execute("UPDATE {s}.batches SET due_at = NULL")
+        self.sweep()
 
     def rows(self, statement: str, params: Any = None) -> list[Any]:
         with self.database.transaction() as transaction:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from sender.apns.pool import Health
 from sender.client import Sender
+from sender.engine.breaker import Breakers
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
 from sender.policy.breaker import CALM_AFTER, FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER
 from sender.policy.states import BreakerState
 from sender.settings import Settings
-from sender.store import batches, breakers
+from sender.store import apps, batches, breakers
 from sender.store.breakers import Breaker, Opening
 from sender.store.database import Database
 from tests.integration.engine import BUNDLE, Engine, engine_on
@@ -396,8 +398,20 @@ def test_a_breaker_that_opens_under_a_batch_has_the_rest_of_it_wait(engine: Engi
     assert timedelta(seconds=50) < left <= timedelta(seconds=60)
 
 
+def add_app_with_the_same_key(engine: Engine, bundle: str) -> None:
+    with engine.database.transaction() as transaction:
+        transaction.execute(
+            "INSERT INTO {s}.credentials (app_id, environment, kind, file, team_id, key_id) "
+            "SELECT %s, environment, kind, file, team_id, key_id FROM {s}.credentials",
+            (apps.add(transaction, bundle),),
+        )
+
+
 def test_provider_token_updates_hold_the_credential_for_twenty_minutes_in_every_app(engine: Engine) -> None:
+    other = "com.example.weather"
+    add_app_with_the_same_key(engine, other)
     engine.add_devices(30)
+    engine.sender.devices.register(other, token="ab" * 32)
     engine.enqueue(batch_size=10)
     engine.answer(lambda push: Rejected(status=429, reason="TooManyProviderTokenUpdates"))
     engine.start()
@@ -407,7 +421,35 @@ def test_provider_token_updates_hold_the_credential_for_twenty_minutes_in_every_
     assert found.wait >= PROVIDER_TOKEN_HOLD * engine.settings.backoff_scale * 0.99
     assert found.cause is not None
     assert "TooManyProviderTokenUpdates" in found.cause
+    refused = len(engine.apns.client.pushes)
+    engine.enqueue("weather", app=other)
+    engine.start()
+    engine.work()
+    assert len(engine.apns.client.pushes) == refused
     assert sum(engine.outcomes().values()) == 0
+    engine.answer(lambda push: ACCEPTED)
+    engine.bring_forward()
+    engine.run()
+    assert engine.rows("SELECT outcome, attempts, count(*) FROM {s}.deliveries GROUP BY 1, 2") == [("sent", 1, 31)]
+
+
+def test_while_another_worker_has_the_probe_nothing_is_sent_and_when_it_died_the_next_one_goes(
+    engine: Engine,
+) -> None:
+    engine.add_devices(20)
+    engine.enqueue(batch_size=10)
+    do(engine, breakers.trip, PRODUCTION, opening(5))
+    age(engine, 6)
+    dying = Breakers(engine.database, scale=1.0, probe_seconds=50.0)
+    assert dying.begin_probe(PRODUCTION, uuid4())  # and no more was heard of it
+    for _ in range(3):
+        engine.start()
+        engine.work()
+        engine.bring_batches_forward()
+    assert not engine.apns.client.pushes
+    age(engine, 51)
+    engine.run()
+    assert engine.outcomes() == {"sent": 20}
 
 
 # --- the watcher ------------------------------------------------------------------------------------------------------
