@@ -143,8 +143,10 @@ def _summary(rule: Rule) -> str:
 def _section(rule: Rule) -> list[str]:
     status = f"Status {' or '.join(map(str, rule.statuses))}. " if rule.statuses else ""
     does = [DELIVERY_WORDS[rule.delivery], TOKEN_WORDS[rule.token], HALT_WORDS[rule.halt]]
-    if rule.fresh_connection:
+    if rule.doubts_refusal:
         does.insert(0, "One retry on a new connection comes first.")
+    elif rule.fresh_connection:
+        does.append("What comes next goes out on a new connection, unless this one is new.")
     return [
         f"### {rule.reason}",
         "",

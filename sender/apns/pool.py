@@ -8,6 +8,7 @@ and `send_notification` (sends again by itself when a connection is lost: duplic
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -23,6 +24,7 @@ from sender.apns.batch import Batch, Slot
 from sender.apns.dial import ConnectError
 from sender.apns.wire import Wire, push_of, result_of
 from sender.model import Answer, NotProcessed, Rejected
+from sender.policy.outcomes import CONNECTION_ENDS
 
 #: Seconds between two attempts to connect, whatever happens: a server that refuses sees at most five a second.
 SHORTEST_PAUSE = 0.2
@@ -290,6 +292,8 @@ class WirePool(APNsBaseConnectionPool):
             freeze = getattr(self._auth_provider, "freeze", None)
             if freeze is not None:
                 freeze()
+        if answer.reason in CONNECTION_ENDS and self.loop.time() - self._born.get(wire, math.inf) >= USEFUL_AFTER:
+            wire.retire(answer.reason)  # a new one that says so is kept: the next would say the same
 
     def wire_refused(self, wire: Wire) -> None:
         """See `Watcher`."""

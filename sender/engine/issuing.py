@@ -14,7 +14,7 @@ from sender.engine.pacing import Leave, take_grant
 from sender.engine.preparing import Plan
 from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Accepted, Answer, NotProcessed
-from sender.policy.outcomes import DeliveryStep, Halt, rule_for
+from sender.policy.outcomes import rule_for
 
 log = structlog.get_logger()
 
@@ -172,5 +172,4 @@ def _renew(runtime: Runtime, plan: Plan, places: Sequence[int]) -> bool:
 
 
 def _doubts_connection(answer: Answer) -> bool:
-    rule = rule_for(answer)
-    return rule.fresh_connection and rule.delivery is DeliveryStep.RELEASE and rule.halt is Halt.PAUSE_APP
+    return rule_for(answer).doubts_refusal

@@ -56,9 +56,14 @@ class Rule:
     delivery: DeliveryStep
     token: TokenStep = TokenStep.NONE
     halt: Halt = Halt.NONE
-    fresh_connection: bool = False  # one retry on a new connection before the rest of the row applies
+    fresh_connection: bool = False  # it may be the connection's fault: what comes next goes out on a new one
     meaning: str
     advice: str
+
+    @property
+    def doubts_refusal(self) -> bool:
+        """Whether one retry on a new connection comes before the rest of the row."""
+        return self.fresh_connection and self.halt is Halt.PAUSE_APP
 
 
 _OURS = "Report it with the apns-id: it is a bug of this sender, not of your data."
@@ -116,6 +121,7 @@ RULES: tuple[Rule, ...] = (
         statuses=(429,),
         delivery=DeliveryStep.RELEASE,
         halt=Halt.HOLD_CREDENTIAL,
+        fresh_connection=True,
         meaning="The provider token of this team was renewed too often.",
         advice="Look for another sender with the same key that mints a token for every connection or push; this one "
         "mints one in 40 minutes. Sending goes on by itself after 20 minutes.",
@@ -440,6 +446,9 @@ OWN_REASONS: Mapping[str, tuple[str, str]] = {
 }
 
 _BY_REASON: Mapping[str, Rule] = {rule.reason: rule for rule in RULES}
+
+#: Reasons with which a connection takes its leave: nothing more goes out on it.
+CONNECTION_ENDS = frozenset(rule.reason for rule in RULES if rule.fresh_connection and not rule.doubts_refusal)
 
 
 def rule_for(answer: Answer) -> Rule:

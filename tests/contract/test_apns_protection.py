@@ -14,7 +14,7 @@ from sender.apns import clients as clients_module
 from sender.apns import pool as pool_module
 from sender.apns.clients import Clients
 from sender.apns.pool import Health
-from sender.model import Accepted, NotProcessed, Unknown
+from sender.model import Accepted, NotProcessed, Rejected, Unknown
 from sender.simulator import Behaviour, GoAway, Rule, Scenario, Settings, SettingsChange, Simulator
 from tests.contract.conftest import Bench, push, pushes
 
@@ -167,6 +167,35 @@ def test_a_goaway_with_an_error_is_told_from_a_clean_one(there: Bench, simulator
         assert (counts["goaways"], counts["goaway_errors"]) == (4, 2)
 
     there.run(test)
+
+
+# --- connections that take their leave --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "connections"), [(True, 2), (False, 1)], ids=["an old one", "a new one"])
+@pytest.mark.parametrize(
+    ("status", "reason"), [(503, "Shutdown"), (400, "IdleTimeout"), (429, "TooManyProviderTokenUpdates")]
+)
+def test_what_comes_after_an_answer_that_ends_a_connection_goes_out_on_another_but_never_in_a_storm(
+    there: Bench,
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    reason: str,
+    old: bool,
+    connections: int,
+) -> None:
+    monkeypatch.setattr(pool_module, "USEFUL_AFTER", 0.0 if old else 10.0)
+    simulator.control.set_rules([Rule(prefix="ff", status=status, reason=reason)])
+
+    async def test() -> None:
+        client = there.client()
+        answers = await client.send([push(), push("ff" * 32), push()], timeout=5)
+        assert answers == [Accepted(), Rejected(status=status, reason=reason), Accepted()]
+        assert await client.send(pushes(5), timeout=5) == [Accepted()] * 5
+
+    there.run(test)
+    assert simulator.control.counters().connections_opened == connections
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
