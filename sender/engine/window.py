@@ -109,6 +109,7 @@ class Window:
         """The breaker closed: what was seen before is no news, nor what was sent before, with so many seconds for its
         answer."""
         self.reset()
+        self.alone = False
         self._closed_at, self._deadlines_from = self._last, self._last + timeout
 
     def forget(self) -> None:
