@@ -16,6 +16,8 @@ import pytest
 from sender.apns.pool import Health
 from sender.client import Sender
 from sender.engine.breaker import Breakers
+from sender.engine.delivery import send_batch
+from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
 from sender.policy.breaker import CALM_AFTER, FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER
 from sender.policy.states import BreakerState
@@ -23,7 +25,7 @@ from sender.settings import Settings
 from sender.store import apps, batches, breakers
 from sender.store.breakers import Breaker, Opening
 from sender.store.database import Database
-from tests.integration.engine import BUNDLE, Engine, engine_on
+from tests.integration.engine import BUNDLE, Engine, ScriptedClients, engine_on
 
 PRODUCTION = "key:TEAM123456/KEY1234567:production"
 SANDBOX = "key:TEAM123456/KEY1234567:sandbox"
@@ -431,6 +433,41 @@ def test_provider_token_updates_hold_the_credential_for_twenty_minutes_in_every_
     engine.bring_forward()
     engine.run()
     assert engine.rows("SELECT outcome, attempts, count(*) FROM {s}.deliveries GROUP BY 1, 2") == [("sent", 1, 31)]
+
+
+def test_while_a_probe_waits_for_its_answer_no_other_worker_sends_anything(engine: Engine) -> None:
+    engine.add_devices(6)
+    engine.enqueue(batch_size=2)
+    do(engine, breakers.trip, PRODUCTION, opening(5))
+    age(engine, 6)
+    engine.start()
+    first, second, third = engine.queue
+    arrived, answered = threading.Event(), threading.Event()
+    elsewhere = ScriptedClients()
+    other = Runtime(engine.settings, role="campaign", clients=elsewhere)  # type: ignore[arg-type]
+
+    def script(push: Push) -> Answer:
+        arrived.set()
+        assert answered.wait(30)
+        return ACCEPTED
+
+    engine.answer(script)
+    probing = threading.Thread(target=send_batch, args=(engine.runtime, first))
+    probing.start()
+    assert arrived.wait(30)
+    send_batch(other, second)
+    send_batch(other, third)
+    assert not elsewhere.client.pushes
+    assert len(engine.apns.client.pushes) == 1
+    answered.set()
+    probing.join()
+    assert state_of(engine).closed
+    engine.bring_batches_forward()
+    for batch in (second, third):
+        send_batch(other, batch)
+    other.close()
+    assert len(elsewhere.client.pushes) == 4
+    assert engine.outcomes() == {"sent": 6}
 
 
 def test_while_another_worker_has_the_probe_nothing_is_sent_and_when_it_died_the_next_one_goes(
