@@ -115,7 +115,7 @@ def test_the_answer_that_comes_after_a_goaway_ends_the_wait_of_what_came_next(
         first = client.send([push()], timeout=5)
         await until(lambda: client.snapshot().in_flight == 1)
         await asyncio.to_thread(simulator.control.goaway, reason="Shutdown")
-        await until(lambda: client.snapshot().draining == 1)
+        await until(lambda: client.snapshot().counts.get("goaways") == 1)
         second = client.send([push()], timeout=5)
         assert await first == await second == [Accepted()]
 

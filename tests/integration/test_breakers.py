@@ -584,7 +584,6 @@ def test_a_worker_that_cannot_connect_after_a_rest_opens_it_again_when_nobody_is
     look(engine, production=DOWN)
     close_by_probe(engine)
     look(engine, production=replace(DOWN, counts={"failures": 4}))
-    look(engine, production=replace(DOWN, counts={"failures": 5}))
     assert state_of(engine).closed
     later(engine, CALM_AFTER)
     look(engine, production=replace(DOWN, counts={"failures": 5}))
