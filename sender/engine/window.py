@@ -73,11 +73,12 @@ class Window:
         return judge(last, window)
 
     def _compare(self, pace: float | None) -> None:
-        """A pace climbs while somebody is answered: if this process has had no connection for a while, others are."""
+        """A pace climbs while somebody is answered: if this process has tried for a while in vain, others are."""
         climbed = pace is not None and self._pace is not None and pace > self._pace
         self._pace = pace
         without = self._last - self._connected_at
-        self.alone = bool(without) and (self.alone or (climbed and without >= CALM_AFTER))
+        fails = without > 0 and self._before is not None and self._before.failures_in_a_row > 0
+        self.alone = fails and (self.alone or (climbed and without >= CALM_AFTER))
 
     def rate(self) -> float:
         """Pushes answered in a second, at the best of the window: of two looks together, since one is too short."""

@@ -196,7 +196,7 @@ def overtaken(answer: Answer) -> bool:
 
 
 def concerns_device(answer: Answer) -> bool:
-    """Whether an answer is about a device that had trouble before, and not about the credential."""
+    """Whether an answer, to a device that was throttled before, is about that device and not about the credential."""
     return isinstance(answer, Rejected) and answer.status == 429 and answer.reason == "TooManyRequests"
 
 

@@ -580,6 +580,15 @@ def test_a_host_that_cannot_connect_while_others_are_answered_stops_nobody_else(
     assert state_of(engine).state is BreakerState.OPEN
 
 
+def test_a_worker_that_needs_no_connection_is_not_taken_for_one_that_cannot_connect(engine: Engine) -> None:
+    look(engine, production=DOWN)
+    close_by_probe(engine)
+    for _ in range(2):
+        look(engine, production=replace(HEALTHY, connections=0))
+        climb_elsewhere(engine)
+    assert not engine.runtime.watcher._windows[PRODUCTION].alone
+
+
 def test_a_worker_that_cannot_connect_after_a_rest_opens_it_again_when_nobody_is_answered(engine: Engine) -> None:
     look(engine, production=DOWN)
     close_by_probe(engine)
