@@ -77,6 +77,8 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     runtime.heed(plan.credentials, plan.targets, _without_probes(plan, answers))
     if runtime.breakers.any_shut:
         hold_back(runtime.breakers, plan, answers, results, now)
+    for rule, credential in plan.holds:
+        results.halt(rule, credential)
     results.moves = plan.moves
     results.tallies, results.guard = tally(plan, answers), runtime.guard
     return results

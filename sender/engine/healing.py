@@ -19,6 +19,7 @@ from sender.engine.preparing import Plan
 from sender.model import ACCEPTED, Accepted, Answer, CredentialRef
 from sender.policy.guard import Counts
 from sender.policy.healing import Record, is_refused, settle
+from sender.policy.outcomes import Halt, rule_for
 from sender.store.batches import Claim
 from sender.store.healing import Move
 
@@ -157,6 +158,8 @@ def _probe(
                 answers[at] = ACCEPTED if type(counts) is Accepted else counts
                 if counts is not refusal:
                     plan.probes[plan.targets[at].device_id] = credential
+                elif (rule := rule_for(answer)).halt is Halt.HOLD_CREDENTIAL:  # the refusal stands, and so does this
+                    plan.holds.append((rule, credential))
         left = [at for at, answer in zip(left, found, strict=True) if answer is None]
         rests = part.rest == 0.0 or time.monotonic() + part.rest > end
         if rests or lease.stopped.wait(part.rest):

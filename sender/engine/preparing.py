@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sender.apns_ids import delivery_apns_ids
 from sender.model import CredentialRef, Push
-from sender.policy.outcomes import MAY_HAVE_BEEN_SENT
+from sender.policy.outcomes import MAY_HAVE_BEEN_SENT, Rule
 from sender.policy.states import DeviceState, Outcome
 from sender.policy.verdict import Again, Final
 from sender.store.batches import Claim, Target
@@ -51,6 +51,7 @@ class Plan:
     moves: list[Move] = field(default_factory=list)  # accepted in the other environment
     probed: dict[str, int] = field(default_factory=dict)  # by stored environment
     probes: dict[int, CredentialRef] = field(default_factory=dict)  # by device: the credential that the answer is of
+    holds: list[tuple[Rule, CredentialRef]] = field(default_factory=list)  # who was probed, and must rest
 
 
 def prepare(work: Work) -> Plan:

@@ -211,7 +211,7 @@ def _believed(transaction: Transaction, claim: Claim, results: Results) -> Seque
 
 def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> None:
     campaign = claim.campaign
-    for (halt, reason), (rule, credential) in results.halts.items():
+    for (halt, reason, _), (rule, credential) in results.halts.items():
         why = f"{reason}: {rule.meaning} {rule.advice}"
         match halt:
             case Halt.HOLD_CREDENTIAL:

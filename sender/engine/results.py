@@ -45,10 +45,15 @@ class Results:
     throttled: list[Throttled] = field(default_factory=list)
     cleared: list[int] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)  # accepted in the other environment
-    halts: dict[tuple[Halt, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
+    halts: dict[tuple[Halt, str, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)  # by stored environment, for the guard
     guard: Guard | None = None  # who judges them; None: nobody
     error: str | None = None  # of our own, on one of the deliveries
+
+    def halt(self, rule: Rule, credential: CredentialRef) -> None:
+        """Note what must stop beside the delivery: once, or once for each credential that must rest."""
+        whose = credential.identity if rule.halt is Halt.HOLD_CREDENTIAL else ""
+        self.halts.setdefault((rule.halt, rule.reason, whose), (rule, credential))
 
 
 def weigh(
@@ -97,7 +102,7 @@ def _weigh_one(results: Results, claim: Claim, one: Sent, *, terms: Terms, now: 
     if rule.token is not TokenStep.NONE:
         _note_token(results, claim, one, rule, until=now + _rest(one, chance, terms))
     if rule.halt is not Halt.NONE:
-        results.halts.setdefault((rule.halt, rule.reason), (rule, one.credential))
+        results.halt(rule, one.credential)
     if not is_known(one.answer):
         _log_unknown(one.answer)
 

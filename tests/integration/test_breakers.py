@@ -489,6 +489,16 @@ def test_while_another_worker_has_the_probe_nothing_is_sent_and_when_it_died_the
     assert engine.outcomes() == {"sent": 20}
 
 
+def test_provider_token_updates_in_both_environments_of_a_batch_hold_both_credentials(engine: Engine) -> None:
+    engine.add_devices(10)
+    do(engine, lambda t: t.execute("UPDATE {s}.devices SET environment = 'sandbox' WHERE id %% 2 = 0", ()))
+    engine.enqueue()
+    engine.answer(lambda push: Rejected(status=429, reason="TooManyProviderTokenUpdates"))
+    engine.start()
+    engine.work()
+    assert [state_of(engine, each).state for each in (PRODUCTION, SANDBOX)] == [BreakerState.OPEN] * 2
+
+
 # --- the watcher ------------------------------------------------------------------------------------------------------
 
 
