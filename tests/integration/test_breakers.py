@@ -552,6 +552,15 @@ def test_deadlines_of_what_was_sent_before_a_rest_do_not_open_it_again(engine: E
     assert state_of(engine).state is BreakerState.OPEN
 
 
+def test_orderly_goaways_and_connections_that_close_when_idle_slow_nothing(engine: Engine) -> None:
+    look(engine, production=HEALTHY)
+    often = {"goaways": 40, "goaway_errors": 0, "lost": 40, "broken": 1, "connects": 80}
+    look(engine, production=replace(HEALTHY, counts=often, last_cause="goaway: NO_ERROR"))
+    assert state_of(engine).plain
+    look(engine, production=replace(HEALTHY, counts={**often, "broken": 2}))
+    assert state_of(engine).pace == FLOOR  # two that broke with pushes in flight do
+
+
 def close_by_probe(engine: Engine) -> None:
     """As another worker does."""
     age(engine, 60)
