@@ -109,7 +109,7 @@ class Breakers:
             return 0.0
         left = ready_at - time.monotonic()
         if known.state is BreakerState.HALF_OPEN:
-            left = min(left, self._patience())
+            left = min(left, self.patience())
         return max(left, self.SOON)
 
     # --- what the database says -------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Breakers:
             if breaker.closed or breaker.until is None or not breaker.wait:
                 continue
             now = breaker.until - timedelta(seconds=breaker.wait)
-            left = breaker.wait if breaker.state is BreakerState.OPEN else min(breaker.wait, self._patience())
+            left = breaker.wait if breaker.state is BreakerState.OPEN else min(breaker.wait, self.patience())
             held[identity] = now + timedelta(seconds=left)
         return held
 
@@ -192,7 +192,8 @@ class Breakers:
         chance = random.random()  # noqa: S311
         return Opening(cause=cause, chance=chance, scale=self.scale, measured=measured, at_least=at_least)
 
-    def _patience(self) -> float:
+    def patience(self) -> float:
+        """Seconds to leave to whoever has the probe, or can connect."""
         return max(0.2, PROBE_PATIENCE * self.scale) * (0.5 + random.random() / 2)  # noqa: S311
 
     def _learn(self, identities: Collection[str], found: Mapping[str, Breaker]) -> None:

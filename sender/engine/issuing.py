@@ -84,6 +84,7 @@ def _issue_group(
 ) -> None:
     """Issue pushes of one environment, as many at a time as there is leave for."""
     credential, breakers = plan.credentials[environment], runtime.breakers
+    _stand_back(runtime, lease, credential.identity)
     trial, issued = 0 if first else len(left), False  # pushes that the slow start lets out
     if lease.limits() and not breakers.shuts(credential.identity):
         runtime.connect(credential)
@@ -109,6 +110,12 @@ def _issue_group(
             answers = [future.result()[0] for _, future in waiting[before:]]
             known = plan.targets[part[0]].blocklisted_times > 0
             breakers.end_probe(credential.identity, answers[0] if answers else None, throttled=known)
+
+
+def _stand_back(runtime: Runtime, lease: Lease, identity: str) -> None:
+    """Let workers that can connect go first: one that cannot is quick, and would take every batch and every probe."""
+    if runtime.watcher.cannot_connect(identity) and not runtime.breakers.rests(identity):
+        lease.stopped.wait(runtime.breakers.patience())
 
 
 def take_leave(runtime: Runtime, lease: Lease, identity: str, wanted: int) -> Leave:

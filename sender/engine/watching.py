@@ -79,6 +79,11 @@ class Watcher:
                 identity = identities[environment]
                 self._noted[identity] = self._noted.get(identity, Tally()) + tally
 
+    def cannot_connect(self, identity: str) -> bool:
+        """Whether this process could not connect with a credential when it was last looked at."""
+        window = self._windows.get(identity)
+        return window is not None and window.down
+
     def run(self, closing: threading.Event) -> None:
         """Look again and again until `closing` is set."""
         while not closing.wait(INTERVAL):

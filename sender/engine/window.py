@@ -93,6 +93,11 @@ class Window:
         return self._best[1]
 
     @property
+    def down(self) -> bool:
+        """Whether this process could not connect, at the last look."""
+        return self._before is not None and self._before.down
+
+    @property
     def cause(self) -> str:
         """The last one that a connection named."""
         return self._before.last_cause if self._before else ""

@@ -412,9 +412,9 @@ def add_app_with_the_same_key(engine: Engine, bundle: str) -> None:
 def test_provider_token_updates_hold_the_credential_for_twenty_minutes_in_every_app(engine: Engine) -> None:
     other = "com.example.weather"
     add_app_with_the_same_key(engine, other)
-    engine.add_devices(30)
+    engine.add_devices(6)
     engine.sender.devices.register(other, token="ab" * 32)
-    engine.enqueue(batch_size=10)
+    engine.enqueue(batch_size=3)
     engine.answer(lambda push: Rejected(status=429, reason="TooManyProviderTokenUpdates"))
     engine.start()
     engine.work()
@@ -432,7 +432,7 @@ def test_provider_token_updates_hold_the_credential_for_twenty_minutes_in_every_
     engine.answer(lambda push: ACCEPTED)
     engine.bring_forward()
     engine.run()
-    assert engine.rows("SELECT outcome, attempts, count(*) FROM {s}.deliveries GROUP BY 1, 2") == [("sent", 1, 31)]
+    assert engine.rows("SELECT outcome, attempts, count(*) FROM {s}.deliveries GROUP BY 1, 2") == [("sent", 1, 7)]
 
 
 def test_while_a_probe_waits_for_its_answer_no_other_worker_sends_anything(engine: Engine) -> None:
@@ -597,6 +597,36 @@ def test_a_host_that_cannot_connect_while_others_are_answered_stops_nobody_else(
     look(engine, production=HEALTHY)  # it could connect again, and so it counts again
     look(engine, production=replace(DOWN, counts={"failures": 3}))
     assert state_of(engine).state is BreakerState.OPEN
+
+
+def test_a_worker_that_cannot_connect_leaves_the_probe_and_the_batches_to_others_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(4)
+    engine.enqueue(batch_size=2)
+    engine.start()
+    first, second = engine.queue
+    elsewhere = ScriptedClients()
+    elsewhere.health = {PRODUCTION: DOWN}
+    other = Runtime(engine.settings, role="campaign", clients=elsewhere)  # type: ignore[arg-type]
+    monkeypatch.setattr(other.breakers, "patience", lambda: 60.0)
+    other._loop.loop()
+    other.watcher.look()
+    assert state_of(engine).state is BreakerState.OPEN
+    age(engine, 60)
+    standing_back = threading.Thread(target=send_batch, args=(other, first))
+    standing_back.start()
+    end = time.monotonic() + 30
+    while not other.leases.held:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    send_batch(engine.runtime, second)
+    assert state_of(engine).closed
+    assert engine.outcomes() == {"sent": 2}
+    assert not elsewhere.client.pushes
+    other.leases.stop_issuing()
+    standing_back.join()
+    other.close()
 
 
 def test_a_worker_that_needs_no_connection_is_not_taken_for_one_that_cannot_connect(engine: Engine) -> None:
