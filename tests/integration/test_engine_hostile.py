@@ -18,6 +18,7 @@ from sender.engine.delivery import send_batch
 from sender.engine.fanout import MOST_OPEN
 from sender.engine.recording import record
 from sender.engine.results import Results
+from sender.engine.sweep import end_open
 from sender.engine.tick import tick
 from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.pace import batch_size
@@ -188,6 +189,28 @@ def test_a_worker_that_stood_still_right_after_its_claim_issues_nothing(
     monkeypatch.setattr("sender.engine.claiming.batches.targets", stall)
     engine.work()
     assert not engine.received
+
+
+def test_a_retry_that_is_claimed_while_a_cancel_ends_it_is_not_called_cancelled(engine: Engine) -> None:
+    engine.add_devices(5)
+    engine.answer(lambda push: Rejected(status=503, reason="ServiceUnavailable"))
+    engine.enqueue()
+    engine.start()
+    engine.work()
+    engine.answer(lambda push: ACCEPTED)
+    engine.bring_forward()
+    engine.sweep()
+    with engine.database.transaction() as transaction:  # a claim that read the campaign before the order
+        claim = batches.claim(transaction, engine.queue[0])
+        assert claim is not None
+        engine.sender.campaigns.cancel("hello")
+        targets = batches.targets(transaction, claim)
+        assert in_thread(lambda: end_open(engine.database), seconds=5)
+    store(engine, claim, Results(sent=[target.device_id for target in targets]))
+    engine.run()
+    assert len(targets) == 5
+    assert engine.outcomes() == {"sent": 5}  # else `exclude_sent` would send to them again
+    assert engine.report().finished
 
 
 def test_an_open_transaction_of_the_application_does_not_still_the_heartbeats(engine: Engine) -> None:
