@@ -72,15 +72,13 @@ def apply_change(transaction: Transaction, key: str, change: Change) -> Campaign
     earlier than those that went out say.
     """
     report = reports.read(transaction, key)
-    rate: float | Literal[Kept.KEPT] | None = change.rate
-    if change.over is not None:
-        left = report.pending + report.in_flight + report.retrying
-        rate = None if report.started_at is None else max(left / change.over, 0.001)
+    left = report.pending + report.in_flight + report.retrying
     moved = campaign_changes.change(
         transaction,
         key,
-        rate=() if rate is KEPT else (rate,),
+        rate=() if change.rate is KEPT else (change.rate,),
         over=change.over,
+        left=None if report.started_at is None else left,
         finish_by=() if change.finish_by is KEPT else (change.finish_by,),
         expires_in=change.expires_in,
     )

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from sender import ConflictError, InvalidCampaignError, Sender, TransitionError
+from sender.engine.tick import tick
 from sender.policy.states import CAMPAIGN_MOVES, CampaignState
+from sender.store import reports
 from sender.store.database import Database
 from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_devices, start
 from tests.integration.engine import Engine, engine_on
@@ -164,6 +166,24 @@ def test_what_is_left_of_a_running_campaign_is_spread_over_a_time(app: int, send
     sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=10)
     start(database, "spring", audience_estimate=1000)
     assert sender.campaigns.change("spring", over=timedelta(seconds=200)).row.rate == 5.0
+
+
+def test_a_campaign_that_starts_while_it_is_spread_over_a_time_is_not_without_a_limit(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(600)
+    engine.enqueue(rate=10)
+    read = reports.read
+
+    def read_and_start(*args: Any) -> Any:
+        report = read(*args)
+        monkeypatch.setattr(reports, "read", read)
+        tick(engine.database)
+        return report
+
+    monkeypatch.setattr(reports, "read", read_and_start)
+    row = engine.sender.campaigns.change("hello", over=timedelta(seconds=200)).row
+    assert (row.state, row.rate, row.over) == (CampaignState.RUNNING, 3.0, 200.0)
 
 
 def test_an_expiration_is_put_off_but_never_brought_forward(engine: Engine) -> None:
