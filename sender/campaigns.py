@@ -275,7 +275,7 @@ class Campaigns:
     def report(self, key: str) -> Report:
         """How far a campaign has come: figures of one moment, which add up to the audience. Raises `NotFoundError`."""
         with self._services.database.transaction() as transaction:
-            report = reports.read(transaction, key)
+            report = reports.read(transaction, key, installation_rate=self._services.settings.rate)
             if report.started_at is None and report.finished_at is None:
                 row = store.load(transaction, key)
                 count = segments.count_audience(

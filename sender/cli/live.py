@@ -212,7 +212,8 @@ def _pace_line(report: Report, speed: float | None) -> Text:
     average = answered(report) / seconds
     parts = [f"{duration(seconds)}", f"{pushes(average)} on average"]
     if report.state == "running" and not report.held:
-        parts.insert(0, pushes(speed if speed is not None else report.rate_now or 0.0))
+        now = speed if speed is not None else report.rate_now
+        parts = parts if now is None else [pushes(now), *parts]  # unknown right after a change
         left = report.pending + report.in_flight
         if left and report.expected_finish is not None:
             parts.append(f"about {duration((report.expected_finish - report.now).total_seconds())} left")

@@ -85,7 +85,9 @@ def set_credentials(transaction: Transaction, app_id: int, refs: Sequence[Creden
 
 def set_rate(transaction: Transaction, app_id: int, rate: float | None) -> None:
     """Limit the app's pushes a second over all workers; None lifts the limit."""
-    transaction.execute("UPDATE {s}.apps SET rate = %s, epoch = epoch + 1 WHERE id = %s", [rate, app_id])
+    transaction.execute(
+        "UPDATE {s}.apps SET rate = %s, paced_at = now(), epoch = epoch + 1 WHERE id = %s", [rate, app_id]
+    )
 
 
 def set_healing(transaction: Transaction, app_id: int, on: bool) -> None:
@@ -144,7 +146,8 @@ def count_devices(transaction: Transaction, app_id: int) -> int:
 def _move(transaction: Transaction, app_id: int, target: AppState, reason: str | None) -> bool:
     moved = transaction.execute(
         """
-        UPDATE {s}.apps SET state = %(to)s, state_reason = %(reason)s, state_changed_at = now(), epoch = epoch + 1
+        UPDATE {s}.apps SET state = %(to)s, state_reason = %(reason)s, state_changed_at = now(), paced_at = now(),
+            epoch = epoch + 1
         WHERE id = %(app)s AND state = ANY(%(from)s)
         """,
         {"app": app_id, "to": target.value, "reason": reason, "from": list(sources(APP_MOVES, target))},

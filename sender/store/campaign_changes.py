@@ -9,7 +9,7 @@ from sender.store.database import Transaction
 
 _CHANGE = """
 UPDATE {s}.campaigns
-SET epoch = epoch + 1,
+SET epoch = epoch + 1, paced_at = CASE WHEN %(set_rate)s THEN now() ELSE paced_at END,
     rate = CASE WHEN NOT %(set_rate)s THEN rate
                 WHEN %(over)s::float8 IS NULL THEN %(rate)s::float8
                 WHEN started_at IS NULL THEN NULL -- its start makes a rate of it

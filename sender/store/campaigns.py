@@ -133,7 +133,7 @@ _SAME = "SELECT c.app_id = %s AND c.content = %s::jsonb AS same FROM {s}.campaig
 _MOVE = """
 UPDATE {s}.campaigns
 SET state = %(to)s, state_reason = %(reason)s, state_actor = %(actor)s, epoch = epoch + 1,
-    send_at = coalesce(%(send_at)s, send_at),
+    send_at = coalesce(%(send_at)s, send_at), paced_at = now(),
     finished_at = CASE WHEN %(final)s AND started_at IS NULL THEN now() ELSE finished_at END
 WHERE key = %(key)s AND state = ANY(%(from)s)
 RETURNING id

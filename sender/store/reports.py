@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from sender.errors import NotFoundError
+from sender.policy.pace import GRANT_SHARE
 from sender.policy.states import AppState, CampaignState
 from sender.store import apps, breakers, poison
 from sender.store.breakers import Breaker
@@ -87,7 +88,7 @@ class Report:
     over: float | None = None  # seconds that it was asked to be spread over
     finish_by: datetime | None = None  # its own deadline: warned of, never enforced
     app_rate: float | None = None  # pushes a second over all campaigns of the app; None: unlimited
-    rate_now: float | None = None  # answers a second over the last seconds; None while it does not run
+    rate_now: float | None = None  # answers a second, at its present limits; None while not running, or not yet known
     rate_average: float | None = None  # answers a second since its start, pauses included
     expected_finish: datetime | None = None  # at its rate, or at what was measured; None when neither is known
     warnings: tuple[str, ...] = ()  # why it cannot finish in time
@@ -116,18 +117,26 @@ _REPORT = """
 SELECT c.key, a.bundle_id AS app, c.state, c.state_reason, c.state_actor,
        a.state AS app_state, a.state_reason AS app_state_reason,
        c.push_type, c.rate, c.delivery, c.send_at, c.expires_in, c.expiration, c.created_at, c.started_at,
-       c.finished_at, c.over, c.finish_by, a.rate AS app_rate, w.seconds AS window,
+       c.finished_at, c.over, c.finish_by, a.rate AS app_rate, w.since, w.shortest,
        clock_timestamp() AS now, c.exclusions AS excluded,
        c.canary - 'below' AS canary, c.canary_state, c.retested, c.audience_estimate, c.cut_devices,
        -- until a canary has passed, only its sample is cut
        c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed' AS cut_finished,
        c.cut_limit IS NOT NULL AND c.cut_cursor >= c.cut_limit AND coalesce(c.canary_state, 'passed') = 'passed'
            AS cut_whole,
-       b.*, r.retrying, r.retrying_by_reason, coalesce(reasons.by_reason, '{}'::jsonb) AS by_reason
+       b.*, large.lately_of_large, r.retrying, r.retrying_by_reason,
+       coalesce(reasons.by_reason, '{}'::jsonb) AS by_reason
 FROM {s}.campaigns c
 JOIN {s}.apps a ON a.id = c.app_id
-CROSS JOIN LATERAL ( -- over which the speed is measured: the last seconds, and more of them at a slow rate
-    SELECT least(greatest(%(window)s, 10 / least(c.rate, a.rate)), 12 * %(window)s) AS seconds
+CROSS JOIN LATERAL (SELECT least(c.rate, a.rate, %(installation)s::float8) AS rate) pace
+CROSS JOIN LATERAL (
+    SELECT least(greatest(%(window)s, 10 / pace.rate), 12 * %(window)s) AS longest
+) measured
+CROSS JOIN LATERAL ( -- since when the speed is measured, and the fewest seconds that say something of it
+    SELECT greatest(clock_timestamp() - make_interval(secs => longest), c.started_at,
+                    greatest(c.paced_at, a.paced_at) + make_interval(secs => %(heeded)s)) AS since,
+           least(longest, greatest(0.1, 1 / pace.rate)) AS shortest,
+           greatest(2, 2 * floor(pace.rate * %(share)s)) AS fits
 ) w
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(sent), 0)::bigint AS sent, coalesce(sum(rejected), 0)::bigint AS rejected,
@@ -137,17 +146,30 @@ CROSS JOIN LATERAL (
            coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
                     FILTER (WHERE state = 'claimed' AND kind <> 'retry'), 0)::bigint AS claimed,
            coalesce(sum(sent + rejected + unknown)
-                    FILTER (WHERE ended_at > clock_timestamp() - make_interval(secs => w.seconds)), 0)::bigint AS lately
+                    FILTER (WHERE ended_at > w.since AND (epoch < 2 OR size <= coalesce(w.fits, size))), 0)::bigint
+               AS lately
     FROM (
-        SELECT finished_at AS ended_at, size, state, kind, sent, rejected, skipped, expired, unknown, cancelled, failed
+        SELECT finished_at AS ended_at, epoch, size, state, kind, sent, rejected, skipped, expired, unknown, cancelled,
+               failed
         FROM {s}.batches WHERE campaign_id = c.id AND c.totals IS NULL
         UNION ALL -- what retention has folded up
-        SELECT NULL, 0, 'done', 'first', t.sent, t.rejected, t.skipped, t.expired, t.unknown, t.cancelled, t.failed
+        SELECT NULL, 0, 0, 'done', 'first', t.sent, t.rejected, t.skipped, t.expired, t.unknown, t.cancelled, t.failed
         FROM jsonb_to_record(c.totals) AS t(sent bigint, rejected bigint, skipped bigint, expired bigint,
                                             unknown bigint, cancelled bigint, failed bigint)
         WHERE c.totals IS NOT NULL
     ) AS counted
 ) b
+CROSS JOIN LATERAL ( -- of batches that were cut at a higher rate, and come back again and again with what is left
+    SELECT count(*) AS lately_of_large
+    FROM {s}.batches b CROSS JOIN LATERAL unnest(b.device_ids) AS i(id) CROSS JOIN LATERAL (
+        SELECT true AS final FROM {s}.deliveries l
+        WHERE l.campaign_started_on = c.started_on AND l.campaign_id = c.id AND l.device_id = i.id
+          AND l.at > w.since AND l.outcome IN ('sent', 'rejected', 'unknown') LIMIT 1
+    ) l
+    WHERE b.campaign_id = c.id AND c.totals IS NULL AND c.state = 'running' AND b.size > w.fits AND b.epoch > 1
+      AND (b.finished_at > w.since
+           OR b.id > c.low_batch_id AND b.state <> 'done' AND b.sent + b.rejected + b.unknown > 0)
+) large
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(n), 0)::bigint AS retrying, coalesce(jsonb_object_agg(reason, n), '{}'::jsonb)
            AS retrying_by_reason
@@ -162,13 +184,17 @@ CROSS JOIN LATERAL (
 WHERE c.key = %(key)s
 """
 
-#: Seconds over which the speed of a campaign is measured.
+#: Seconds over which the speed of a campaign is measured, and more of them at a slow rate.
 _WINDOW = 5.0
 
+#: Seconds in which a changed rate is heeded: what is answered within them is of before.
+_HEEDED = 1.0
 
-def read(transaction: Transaction, key: str) -> Report:
+
+def read(transaction: Transaction, key: str, *, installation_rate: float | None = None) -> Report:
     """The report of a campaign. Raises `NotFoundError`."""
-    row = transaction.row(_REPORT, {"key": key, "window": _WINDOW})
+    values = {"key": key, "window": _WINDOW, "heeded": _HEEDED, "share": GRANT_SHARE, "installation": installation_rate}
+    row = transaction.row(_REPORT, values)
     if row is None:
         raise NotFoundError("campaign", key, "see `sender campaigns list`")
     report = replace(settle(row), errors=poison.errors(transaction, key))
@@ -193,7 +219,8 @@ def settle(row: Mapping[str, Any]) -> Report:
     estimate, cut = figures.pop("audience_estimate"), figures.pop("cut_devices")
     finished, whole = figures.pop("cut_finished"), figures.pop("cut_whole")
     claimed = figures.pop("claimed")
-    figures |= _speeds(state, figures, lately=figures.pop("lately"), window=figures.pop("window"))
+    lately = figures.pop("lately") + figures.pop("lately_of_large")
+    figures |= _speeds(state, figures, lately=lately, since=figures.pop("since"), shortest=figures.pop("shortest"))
     never_started = figures["started_at"] is None and figures["finished_at"] is not None
     known = whole or never_started or (finished and state not in _END_OF_REST)
     settled = sum(figures[name] for name in FINAL) + figures["retrying"]
@@ -210,16 +237,17 @@ def settle(row: Mapping[str, Any]) -> Report:
     return Report(state=state, audience=audience, audience_is_estimate=not known, **figures)
 
 
-def _speeds(state: CampaignState, figures: Mapping[str, Any], *, lately: int, window: float) -> dict[str, float | None]:
-    """How fast the campaign is (`lately` answers in `window` seconds), and was on average."""
+def _speeds(
+    state: CampaignState, figures: Mapping[str, Any], *, lately: int, since: datetime | None, shortest: float
+) -> dict[str, float | None]:
+    """How fast the campaign is (`lately` answers `since` then, in `shortest` seconds at least), and was on average."""
     started_at, now = figures["started_at"], figures["now"]
-    if started_at is None:
+    if started_at is None or since is None:
         return {}
-    ran = max((now - started_at).total_seconds(), 0.1)
     lasted = max(((figures["finished_at"] or now) - started_at).total_seconds(), 0.1)
     runs = state is CampaignState.RUNNING and figures["finished_at"] is None
     return {
-        "rate_now": lately / min(window, ran) if runs else None,
+        "rate_now": lately / max((now - since).total_seconds(), shortest) if runs and now > since else None,
         "rate_average": (figures["sent"] + figures["rejected"] + figures["unknown"]) / lasted,
     }
 

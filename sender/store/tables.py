@@ -63,6 +63,7 @@ class App(Table, table=True):
     epoch: int = _column(sa.BigInteger, server_default="0")  # moved by whatever workers must notice at once
     rate: float | None = _column(sa.Double, nullable=True)  # pushes a second; null: unlimited
     healing: bool = _column(sa.Boolean, server_default=sa.false())  # BadDeviceToken is tried in the other environment
+    paced_at: datetime | None = _column(TIMESTAMP, nullable=True)  # its rate was set, or it was paused or resumed
     created_at: datetime = _column(TIMESTAMP, server_default=NOW)
 
 
@@ -217,6 +218,7 @@ class Campaign(Table, table=True):
     fanout_until: datetime | None = _column(TIMESTAMP, nullable=True)  # a fan-out is at it until then
     over: float | None = _column(sa.Double, nullable=True)  # seconds to spread it over: its start makes a rate of it
     finish_by: datetime | None = _column(TIMESTAMP, nullable=True)  # its own deadline: warned of, never enforced
+    paced_at: datetime | None = _column(TIMESTAMP, nullable=True)  # its rate was set, or it was paused or resumed
     canary: dict[str, Any] | None = _column(pg.JSONB, nullable=True)  # {"share" or "count", "hold", "thresholds"}
     canary_state: str | None = _column(sa.Text, nullable=True)  # policy.states.CanaryState
     retested: int = _column(sa.BigInteger, server_default="0")  # quarantined devices that were cut into it

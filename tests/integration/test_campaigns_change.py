@@ -16,7 +16,7 @@ from sender.engine.tick import tick
 from sender.policy.states import CAMPAIGN_MOVES, CampaignState
 from sender.store import reports
 from sender.store.database import Database
-from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_devices, start
+from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_batch, add_devices, start
 from tests.integration.engine import Engine, engine_on
 
 SOON = datetime.now(UTC) + timedelta(minutes=1)
@@ -131,6 +131,51 @@ def test_a_running_campaign_has_its_speed_its_end_and_its_warning(app: int, send
     assert "cannot finish by" in report.warnings[0]
     sender.campaigns.change("spring", finish_by=FAR)
     assert sender.campaigns.report("spring").warnings == ()
+
+
+@pytest.mark.parametrize("whose", ["campaign", "app"])
+def test_the_speed_counts_no_answers_from_before_a_change_of_a_rate(
+    app: int, sender: Sender, database: Database, whose: str
+) -> None:
+    sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=1000)
+    id_ = start(database, "spring", audience_estimate=100_000)
+    with database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET started_at = now() - interval '100 seconds'")
+        transaction.execute(
+            "INSERT INTO {s}.batches (campaign_id, device_ids, size, state, sent, finished_at) "
+            "SELECT %s, '{}', 50, 'done', 50, now() - n * interval '50 milliseconds' FROM generate_series(1, 400) AS n",
+            (id_,),
+        )
+    assert sender.campaigns.report("spring").rate_now == pytest.approx(1000, rel=0.3)
+    if whose == "campaign":
+        sender.campaigns.change("spring", rate=0.2)
+    else:
+        sender.apps.set_rate(APP, 0.2)
+    assert sender.campaigns.report("spring").rate_now is None  # nobody can have heeded it yet
+    with database.transaction() as transaction:
+        moved = "SET paced_at = paced_at - interval '11 seconds'"
+        transaction.execute(f"UPDATE {{s}}.campaigns {moved}, started_at = started_at - interval '11 seconds'")
+        transaction.execute(f"UPDATE {{s}}.apps {moved}")
+        transaction.execute("UPDATE {s}.batches SET finished_at = finished_at - interval '11 seconds'")
+        add_batch(transaction, id_, 1, sent=1, finished_at=datetime.now(UTC) - timedelta(seconds=5))
+        add_batch(transaction, id_, 1, sent=1, finished_at=datetime.now(UTC))
+    assert sender.campaigns.report("spring").rate_now == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_speed_of_batches_that_were_cut_at_a_higher_rate_is_that_of_their_devices(engine: Engine) -> None:
+    engine.add_devices(40)
+    engine.enqueue(batch_size=40)
+    engine.start()
+    claim_of(engine, engine.queue[0])
+    with engine.database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.campaigns SET rate = 1, started_at = now() - interval '1 minute'")
+        transaction.execute(
+            "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, outcome, at) "
+            "SELECT c.started_on, c.id, d.id, 'sent', now() - (d.id - 1) * interval '1 second' "
+            "FROM {s}.campaigns c, {s}.devices d ORDER BY d.id LIMIT 30"
+        )
+        transaction.execute("UPDATE {s}.batches SET sent = 30, epoch = 12")
+    assert engine.sender.campaigns.report("hello").rate_now == pytest.approx(1.0, rel=0.15)
 
 
 # --- changed --------------------------------------------------------------------------------------------------------
