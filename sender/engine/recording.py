@@ -187,6 +187,9 @@ def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict
 def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
     campaign_id = claim.campaign.id
     gone = _believed(transaction, claim, results)
+    accepted = [final.device_id for final in results.finals if final.outcome is Outcome.SENT]
+    tested = [*results.sent, *accepted] if claim.retest else []
+    _hold_devices(transaction, gone, results, tested)
     if gone:
         devices.invalidate(transaction, gone, campaign_id)
     if results.moves:
@@ -197,9 +200,18 @@ def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> 
         devices.blocklist(transaction, results.throttled, campaign_id)
     if results.cleared:
         devices.clear_blocklist(transaction, results.cleared, campaign_id)
-    if claim.retest:
-        accepted = [final.device_id for final in results.finals if final.outcome is Outcome.SENT]
-        quarantine.release_tested(transaction, [*results.sent, *accepted], campaign_id)
+    if tested:
+        quarantine.release_tested(transaction, tested, campaign_id)
+
+
+def _hold_devices(transaction: Transaction, gone: Sequence[Gone], results: Results, tested: Sequence[int]) -> None:
+    """Hold the devices of several kinds of answers together: kind by kind, campaigns that share devices could wait for
+    each other crosswise."""
+    named = (gone, results.moves, results.suspects, results.throttled)
+    kinds: list[Sequence[int]] = [[each.device_id for each in some] for some in named if some]
+    kinds += [ids for ids in (results.cleared, tested) if ids]
+    if len(kinds) > 1:
+        devices.hold(transaction, {device_id for kind in kinds for device_id in kind})
 
 
 def _believed(transaction: Transaction, claim: Claim, results: Results) -> Sequence[Gone]:
@@ -211,7 +223,8 @@ def _believed(transaction: Transaction, claim: Claim, results: Results) -> Seque
 
 def _record_halts(transaction: Transaction, claim: Claim, results: Results, *, scale: float) -> None:
     campaign = claim.campaign
-    for (halt, reason, _), (rule, credential) in results.halts.items():
+    # the campaign first, as where the guard trips, then its app, then the credential: batches never wait crosswise
+    for (halt, reason, _), (rule, credential) in sorted(results.halts.items(), key=lambda item: item[0], reverse=True):
         why = f"{reason}: {rule.meaning} {rule.advice}"
         match halt:
             case Halt.HOLD_CREDENTIAL:

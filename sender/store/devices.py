@@ -1,11 +1,12 @@
 """What APNs's answers do to device rows: set-based, one statement each, compare-and-set, with their changelog rows.
 
 Every statement locks its devices in the order of their ids, so that two batches that share devices cannot deadlock.
+Whoever runs more than one of them holds all of the devices first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -55,6 +56,8 @@ class InvalidateResult:
     invalidated: int
     kept: int
 
+
+_HOLD = "SELECT FROM {s}.devices WHERE id = ANY(%s::bigint[]) ORDER BY id FOR NO KEY UPDATE"
 
 _INVALIDATE = """
 WITH hit AS MATERIALIZED (
@@ -255,6 +258,11 @@ def clear_blocklist(transaction: Transaction, device_ids: Sequence[int], campaig
     if not device_ids:
         return 0
     return _count(transaction, _CLEAR_BLOCKLIST, {"ids": list(device_ids), "campaign": campaign_id})
+
+
+def hold(transaction: Transaction, device_ids: Collection[int]) -> None:
+    """Hold these devices until the transaction ends."""
+    transaction.execute(_HOLD, (list(device_ids),))
 
 
 def _count(transaction: Transaction, statement: str, params: dict[str, object]) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 import pytest
 
@@ -23,11 +25,12 @@ from sender.engine.tick import tick
 from sender.policy.poison import MOST_FAILURES
 from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import batches, intents, ledger, lifecycle, poison
+from sender.store import batches, devices, intents, ledger, lifecycle, poison
 from sender.store.batches import Claim
 from sender.store.database import Database
+from sender.store.devices import Gone, Throttled
 from tests.integration.campaign_rows import PAYLOAD
-from tests.integration.engine import BUNDLE, Engine, engine_on
+from tests.integration.engine import BUNDLE, Engine, engine_on, token_of
 from tests.integration.machine import between
 
 ROUNDS = 8
@@ -378,3 +381,45 @@ def test_a_cancelled_campaign_is_ended_once_by_two_sweeps_and_a_worker(engine: E
     assert engine.outcomes() == {"sent": 15, "cancelled": ROUNDS * 5 - 15}
     assert_books_balance(engine, ROUNDS * 5)
     assert engine.report().finished
+
+
+def test_campaigns_that_write_to_the_same_devices_do_not_wait_for_each_other_crosswise(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(2)
+    one, other = [id for (id,) in engine.rows("SELECT id FROM {s}.devices ORDER BY id")]
+    both, real = threading.Barrier(2), devices.invalidate
+
+    def invalidate(*arguments: Any) -> Any:
+        found = real(*arguments)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # each has written to one of the devices, unless one waits for the other
+        return found
+
+    def writer(key: str, gone: int, throttled: int) -> Callable[[], Any]:
+        engine.enqueue(key)
+        engine.start()
+        claim = claimed(engine, engine.queue.pop())
+        results = Results(gone=[gone_of(gone)], throttled=[throttled_of(throttled)])
+        return in_transaction(engine, lambda transaction: record(transaction, claim, results, scale=1.0))
+
+    writers = [writer("hello", one, other), writer("again", other, one)]
+    monkeypatch.setattr(devices, "invalidate", invalidate)
+    together(*writers)  # PostgreSQL would end one of them as a deadlock
+    assert engine.states() == {"invalid": 2}
+
+
+def gone_of(device_id: int) -> Gone:
+    return Gone(
+        device_id=device_id,
+        token=token_of(device_id),
+        registered_at=None,
+        timestamp=None,
+        loaded_at=datetime.now(UTC),
+        reason="Unregistered",
+        apns_id=uuid4(),
+    )
+
+
+def throttled_of(device_id: int) -> Throttled:
+    return Throttled(device_id=device_id, until=datetime.now(UTC) + timedelta(hours=1), times=1, apns_id=uuid4())
