@@ -1,5 +1,7 @@
 """One push now, without queue or campaign, with everything that went over the wire: for trying out an app, a token or
 a credential. It has its place under the limits of the app and the installation; nothing else changes in the database.
+
+A paused app holds its campaigns, and not this: it shows whether what the app was paused for is mended.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from sender.model import (
 )
 from sender.payload import Encoded, Payload, encode
 from sender.policy.outcomes import Rule, rule_for
+from sender.policy.states import AppState
 from sender.services import Services
 from sender.settings import Settings
 from sender.store import apps, inventory, users
@@ -56,6 +59,7 @@ class Target:
     app_rate: float | None  # pushes a second over everything of the app; None: unlimited
     others: int = 0  # further devices of the user that it does not go to
     known: bool = False  # whether the device is registered
+    paused: str | None = None  # why the app is paused, and its campaigns wait; None: it is not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +237,7 @@ def _target(app: App, token: str, environment: Environment, *, known: bool) -> T
         app_id=app.id,
         app_rate=app.rate,
         known=known,
+        paused=app.state_reason if app.state is AppState.PAUSED else None,
     )
 
 

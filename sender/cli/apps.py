@@ -251,9 +251,11 @@ def pause(
     """Stop all campaigns of an app where they are. Returns when the workers have stopped, or after a second."""
     with Sender() as sender:
         paused = sender.apps.pause(bundle_id, reason)
-        stopped = [sender.campaigns.report(row.key) for row in sender.campaigns.list(app=bundle_id, state="running")]
+        running = sender.campaigns.list(app=bundle_id, state="running", limit=10_000)
+        stopped = [sender.campaigns.report(row.key) for row in running]
         heeded = sender.apps.halted(bundle_id)
-    console.print(f"{bundle_id} is paused" + ("" if paused else " already"), highlight=False)
+        why = "" if paused else f" already: {sender.apps.show(bundle_id).state_reason}"
+    console.print(f"{bundle_id} is paused{why}", markup=False, highlight=False)
     if stopped:
         console.print(stopped_text(stopped, heeded), markup=False, highlight=False, soft_wrap=True)
 

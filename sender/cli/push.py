@@ -32,7 +32,7 @@ def push_command(
     expires_in: Annotated[str | None, typer.Option(metavar="30d", help="0: one attempt, never stored.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON document.")] = False,
 ) -> None:
-    """Send one push now, without queue or campaign; show what went out and what the answer means.
+    """Send one push now, without queue or campaign, also of a paused app; show what went out and what the answer means.
 
     Changes nothing in the database. Exits 1 when APNs did not accept the push.
     """
@@ -92,6 +92,8 @@ def _print(result: PushResult, *, as_json: bool) -> None:
     _say(result.rule.meaning)
     if not result.accepted:
         _say(result.rule.advice)
+    if (reason := result.target.paused) is not None:
+        _say(f"The app is paused, so that its campaigns wait ({reason}): sender apps resume {result.target.app}")
     if is_wrong_environment(result):
         _say(
             "Builds run from Xcode have sandbox tokens; TestFlight and App Store builds have production tokens. "
@@ -108,6 +110,7 @@ def _json(result: PushResult) -> dict[str, Any]:
         "payload": json.loads(result.body),
         "bytes": len(result.body),
         "apns_id": result.apns_id,
+        "app_paused": result.target.paused,
         "accepted": result.accepted,
         "status": 200 if result.accepted else getattr(answer, "status", None),
         "reason": getattr(answer, "reason", None) or getattr(answer, "cause", None),

@@ -98,6 +98,7 @@ def test_a_paused_app_says_what_its_campaigns_have_sent(database: Database) -> N
     output = succeed("apps", "pause", APP, "--reason", "a look").stdout
     assert "is paused" in output
     assert "100 accepted, 50 in flight, 850 remain" in output
+    assert "is paused already: a look" in succeed("apps", "pause", APP, "--reason", "another").stdout
 
 
 def test_pace_and_deadlines_are_set_on_the_way(sender: Sender, database: Database) -> None:

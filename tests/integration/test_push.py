@@ -125,6 +125,19 @@ def test_the_command_explains_and_names_the_other_environment(
     assert "apns-topic: com.example.news" in result.output
 
 
+def test_a_push_of_a_paused_app_goes_and_says_that_its_campaigns_wait(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sender(settings=services.settings) as sender:
+        sender.apps.pause(APP, "the key was revoked")
+    result = run(monkeypatch, services, "--token", GOOD_TOKEN, "--title", "Hi")
+    assert result.exit_code == 0, result.output
+    assert "200 accepted" in result.output
+    assert "its campaigns wait (the key was revoked): sender apps resume com.example.news" in result.output
+    answer = json.loads(run(monkeypatch, services, "--token", GOOD_TOKEN, "--title", "Hi", "--json").output)
+    assert answer["app_paused"] == "the key was revoked"
+
+
 def test_the_command_as_json(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(monkeypatch, services, "--token", GONE_TOKEN, "--title", "Hi", "--json")
     assert result.exit_code == 1
