@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -42,6 +44,10 @@ log = structlog.get_logger()
 
 #: Pushes between two looks at the stop flag.
 SLICE = 64
+
+#: Seconds after its grant at which a push under a limit is not issued any more: what had to wait for a stream asks
+#: anew, so that no burst follows when there are streams again.
+STALE = 0.5
 
 #: Seconds between two heartbeats of the process, and between two checks that it can read the credentials.
 HEARTBEAT = 3.0
@@ -105,9 +111,10 @@ class Runtime:
         threading.Thread(target=self.watcher.run, args=(self._closing,), name="watcher", daemon=True).start()
 
     def issue(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> Future[list[Answer | None]]:
-        """Start sending these pushes; the future has an answer for each, or None for what was not issued because the
-        claim had to stop."""
-        return self._loop.submit(self._send(credential, pushes, lease))
+        """Start sending these pushes, for which there is leave now; the future has an answer for each, or None for what
+        was not issued because the claim had to stop, or the leave was of long ago."""
+        until = time.monotonic() + STALE if lease.limits() or self.breakers.pace(credential.identity) else inf
+        return self._loop.submit(self._send(credential, pushes, lease, until))
 
     def heed(
         self, credentials: Mapping[str, CredentialRef], targets: Sequence[Target], answers: Sequence[Answer | None]
@@ -159,7 +166,9 @@ class Runtime:
         """Start closing the connections; None when there is no loop for any to be on."""
         return self._loop.submit(self._clients.close(timeout=timeout)) if self._loop.running else None
 
-    async def _send(self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease) -> list[Answer | None]:
+    async def _send(
+        self, credential: CredentialRef, pushes: Sequence[Push], lease: Lease, until: float
+    ) -> list[Answer | None]:
         try:
             client = self._clients.get(credential)
         except SenderError as error:
@@ -173,7 +182,7 @@ class Runtime:
             try:
                 for start in range(0, len(pushes), SLICE):
                     await client.ready()
-                    if not self._may_send(lease, credential.identity):
+                    if time.monotonic() > until or not self._may_send(lease, credential.identity):
                         break
                     waiting.append(client.send(pushes[start : start + SLICE], timeout=self.settings.apns_timeout))
             except Exception:  # what went out before has answers, and they are facts

@@ -147,6 +147,29 @@ def test_a_client_that_fails_in_the_middle_of_a_batch_loses_no_answer(
     assert set(engine.received.values()) == {1}
 
 
+@pytest.mark.parametrize(("rate", "issued"), [(2000.0, 64), (None, 100)])
+def test_pushes_that_waited_for_a_stream_for_long_are_not_issued_by_a_grant_of_then(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, rate: float | None, issued: int
+) -> None:
+    engine.add_devices(100)
+    engine.enqueue(batch_size=100, rate=rate)
+    engine.start()
+    looks, real = iter(range(1_000)), time.monotonic
+    asleep = [0.0]
+    monkeypatch.setattr("sender.engine.runtime.time.monotonic", lambda: real() + asleep[0])
+
+    async def ready() -> None:
+        asleep[0] += 1.0 if next(looks) == 1 else 0.0  # the streams were full for a second
+
+    monkeypatch.setattr(engine.apns.client, "ready", ready)
+    engine.work()
+    assert engine.outcomes() == {"sent": issued}
+    engine.bring_forward()
+    engine.run()
+    assert engine.outcomes() == {"sent": 100}
+    assert set(engine.received.values()) == {1}
+
+
 @pytest.mark.parametrize("reason", ["Bad\x00Reason", "Bad\ud800Reason"])
 def test_a_reason_that_postgresql_cannot_hold_does_not_have_the_batch_sent_again(engine: Engine, reason: str) -> None:
     engine.add_devices(3)
