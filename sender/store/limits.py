@@ -3,7 +3,9 @@
 A limit's row says when its next push may go (`free_at`). A grant starts at the latest of those, and moves each of them
 on by its own share, from its own time: a limit that could have gone earlier loses nothing by one that could not. Unused
 time is not banked, so that no burst follows a pause; only a small lateness is forgiven, so that delays of milliseconds
-do not add up. The rows are locked in the order in which the scopes are given: installation, app, campaign.
+do not add up. A campaign's own limit, under which nothing else is, moves on from the start itself: what another limit
+has put off is not made up for when that one is lifted. The rows are locked in the order in which the scopes are given:
+installation, app, campaign.
 """
 
 from __future__ import annotations
@@ -19,23 +21,26 @@ INSTALLATION = "installation"
 _GRANT = """
 WITH wanted AS (
     SELECT * FROM unnest(%(scopes)s::text[], %(rates)s::float8[], %(lates)s::float8[], %(aheads)s::float8[],
-                         %(furthests)s::float8[]) WITH ORDINALITY AS w(scope, rate, late, ahead, furthest, ordinal)
+                         %(furthests)s::float8[], %(shared)s::bool[])
+             WITH ORDINALITY AS w(scope, rate, late, ahead, furthest, shared, ordinal)
 ), locked AS (
     SELECT w.*, l.free_at FROM wanted w JOIN {s}.limits l USING (scope) ORDER BY w.ordinal FOR UPDATE OF l
 ), clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now, count(*) AS found FROM locked  -- looked at when all of them are locked
 ), own AS (
-    SELECT scope, least(%(pushes)s / rate, %(longest)s) AS seconds, clock.now + make_interval(secs => ahead) AS bound,
+    SELECT scope, late, shared, least(%(pushes)s / rate, %(longest)s) AS seconds,
+           clock.now + make_interval(secs => ahead) AS bound,
            -- further ahead than any grant at this rate reaches, it was written at a lower rate or by another clock
            greatest(least(free_at, clock.now + make_interval(secs => furthest)),
                     clock.now - make_interval(secs => late)) AS free_at
     FROM locked, clock
 ), start AS (
     SELECT clock.found, extract(epoch FROM greatest(max(own.free_at) - clock.now, '0'))::float8 AS delay,
-           extract(epoch FROM max(own.free_at - own.bound))::float8 AS beyond
+           extract(epoch FROM max(own.free_at - own.bound))::float8 AS beyond, max(own.free_at) AS at
     FROM clock, own GROUP BY clock.found, clock.now
 ), moved AS (
-    UPDATE {s}.limits l SET free_at = own.free_at + make_interval(secs => own.seconds)
+    UPDATE {s}.limits l SET free_at = make_interval(secs => own.seconds) + CASE
+        WHEN own.shared THEN own.free_at ELSE greatest(own.free_at, start.at - make_interval(secs => own.late)) END
     FROM own, start
     WHERE l.scope = own.scope AND start.found = %(limits)s AND start.beyond <= 0
     RETURNING 1
@@ -90,6 +95,7 @@ def take(
         "lates": [lateness(rate) for rate in rates],
         "aheads": [URGENT_AHEAD if urgent and limit.shared else ahead for limit in limits],
         "furthests": [min(URGENT_AHEAD + max(1 / rate, GRANT_SHARE), _LONGEST) for rate in rates],
+        "shared": [limit.shared for limit in limits],
         "limits": len(limits),
         "pushes": pushes,
         "longest": _LONGEST,

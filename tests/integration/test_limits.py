@@ -134,6 +134,14 @@ def test_a_limit_that_could_go_earlier_loses_nothing_by_one_that_cannot(database
     assert ahead(database, "campaign:1") > 0.2
 
 
+def test_what_another_limit_puts_off_is_not_made_up_for_when_that_one_is_lifted(database: Database) -> None:
+    campaign, pace = Limit(scope="campaign:1", rate=1000.0), Limit(scope="credential:key", rate=5.0)
+    for _ in range(2):  # the second one starts a fifth of a second from now
+        with database.transaction() as transaction:
+            assert take(transaction, [campaign, pace], 1).granted
+    assert ahead(database, "campaign:1") > 0.1  # after what is granted already, whatever else holds
+
+
 def test_a_small_delay_does_not_lower_a_slow_rate(database: Database) -> None:
     limits = [Limit(scope="campaign:1", rate=0.01)]
     with database.transaction() as transaction:
