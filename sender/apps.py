@@ -12,6 +12,7 @@ from sender.apns.credentials import CredentialReport, check_credential, default_
 from sender.errors import ConflictError, CredentialError, InvalidInputError, NotFoundError
 from sender.halting import wait_until_halted
 from sender.model import CredentialKind, CredentialRef, Environment
+from sender.policy.pace import FASTEST, SLOWEST, is_rate
 from sender.services import Services
 from sender.store import apps as store
 from sender.store import breakers, halts
@@ -158,10 +159,9 @@ class Apps:
 
     def set_rate(self, bundle_id: str, rate: float | None) -> None:
         """Limit an app's pushes a second over all its campaigns and all workers; None lifts the limit."""
-        good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
-        if rate is not None and not good:
-            fault = f"{str(rate)[:40]!r} is not a number of pushes a second above 0; None (unlimited) lifts the limit"
-            raise InvalidInputError("rate", [fault])
+        if rate is not None and not is_rate(rate):
+            fault = f"{str(rate)[:40]!r} is not a number of pushes a second from {SLOWEST:.6f} to {FASTEST:,.0f}"
+            raise InvalidInputError("rate", [f"{fault}; None (unlimited) lifts the limit"])
         with self._services.database.transaction() as transaction:
             store.set_rate(transaction, _found(transaction, bundle_id).id, rate)
 

@@ -17,13 +17,13 @@ from sender.canary import Canary
 from sender.errors import InvalidInputError, InvalidPayloadError, InvalidSegmentError
 from sender.model import PushType
 from sender.payload import Encoded, Payload, encode
+from sender.policy.pace import FASTEST, SLOWEST, is_rate
 from sender.settings import Settings
 
 DELIVERY_GUARANTEES = ("at_least_once", "at_most_once")
 LONGEST_KEY = 200  # bytes
 LONGEST_EXPIRATION = 366 * 86_400.0  # seconds; APNs itself stores for 30 days at most
 LARGEST_BATCH = 5000
-FASTEST = 10_000_000.0
 
 
 class Default(Enum):
@@ -192,12 +192,12 @@ def _refuse(errors: list[InvalidInputError]) -> None:
 def check_rate(rate: Any) -> list[str]:
     if rate is None or isinstance(rate, Default):
         return []
-    good = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate <= FASTEST
-    return (
-        []
-        if good
-        else ["rate: must be more than 0 pushes a second; None lifts the limit (on the command line: unlimited)"]
-    )
+    if is_rate(rate):
+        return []
+    return [
+        f"rate: must be more than 0 pushes a second (from {SLOWEST:.6f} to {FASTEST:,.0f}); None lifts the limit (on "
+        "the command line: unlimited)"
+    ]
 
 
 def check_over(over: Any) -> tuple[float | None, list[str]]:

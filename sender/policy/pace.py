@@ -3,6 +3,9 @@ live in PostgreSQL."""
 
 from __future__ import annotations
 
+#: Pushes a second that a limit may let go: at the least one in eleven days, since intervals have their bounds.
+SLOWEST, FASTEST = 1e-6, 10_000_000.0
+
 #: A grant holds at most this share of a second's pushes, so that workers share a rate smoothly.
 GRANT_SHARE = 1 / 20
 
@@ -18,6 +21,11 @@ LONGEST_BACK_OFF = 1.0
 #: A grant that was asked for late does not move the next one by as much as this share of the time between two pushes,
 #: within these seconds: small delays do not add up to a lower rate, and nothing worth the name of a burst is made up.
 LATE_SHARE, LEAST_LATE, MOST_LATE = 0.5, 0.025, 1.0
+
+
+def is_rate(value: object) -> bool:
+    """Whether something is a number of pushes a second that a limit may have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and SLOWEST <= value <= FASTEST
 
 
 def grant_size(rate: float | None, wanted: int) -> int:

@@ -165,7 +165,7 @@ def test_workers_notice_every_change_by_the_epoch(sender: Sender, database: Data
     assert epochs == sorted(set(epochs))
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), 1e-300])
 def test_a_rate_is_a_number_above_zero(sender: Sender, key_file: Path, rate: float) -> None:
     sender.apps.add(APP, team_id=TEAM, key_file=key_file)
     with pytest.raises(InvalidInputError, match="rate"):

@@ -68,6 +68,7 @@ def test_the_same_moment_in_another_zone_is_the_same_content() -> None:
         {"audience": "all"},
         {"rate": 0},
         {"rate": -1},
+        {"rate": 1e-300},
         {"rate": float("nan")},
         {"rate": "fast"},
         {"rate": True},
