@@ -156,10 +156,10 @@ def test_a_small_delay_does_not_lower_a_slow_rate(database: Database) -> None:
 
 
 def test_an_urgent_push_has_its_place_before_those_that_have_none(database: Database) -> None:
-    app = [Limit(scope="app:1", rate=2.0)]
+    app = [Limit(scope="app:1", rate=1.25)]
     with database.transaction() as transaction:
         assert take(transaction, app, 1).granted
-        assert not take(transaction, app, 1).granted  # half a second is further than a grant reaches
+        assert not take(transaction, app, 1).granted  # 0.8 seconds are further than a grant reaches
         urgent = take(transaction, app, 1, urgent=True)
         assert urgent.granted
         assert urgent.delay > 0.25
