@@ -93,8 +93,7 @@ class Settings(BaseSettings):
     @field_validator("apns_production_url", "apns_sandbox_url")
     @classmethod
     def _https_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme != "https" or not parts.hostname:
+        if not is_readable(value) or (parts := urlsplit(value)).scheme != "https" or not parts.hostname:
             raise ValueError("must be an https:// URL with a host, such as https://api.push.apple.com:443")
         return value
 
@@ -137,8 +136,14 @@ class Settings(BaseSettings):
         return _required(self.database_url, "SENDER_DATABASE_URL", self.data_dir)
 
     def require_broker_url(self) -> str:
-        """The broker's URL, or a `ConfigurationError` that names both remedies."""
-        return _required(self.broker_url, "SENDER_BROKER_URL", self.data_dir)
+        """The broker's URL, or a `ConfigurationError` that names both remedies, or says how such a URL is written."""
+        url = _required(self.broker_url, "SENDER_BROKER_URL", self.data_dir)
+        if not all("://" in each and is_readable(each) for each in url.split(";")):
+            raise ConfigurationError(
+                "SENDER_BROKER_URL cannot be read: it must look like redis://:password@host:6379/0, with special "
+                "characters in the password percent-encoded, as in p%40ss for p@ss"
+            )
+        return url
 
     def queue(self, role: str) -> str:
         """The name of the queue of a role: control, campaign or priority."""
@@ -152,6 +157,19 @@ def _required(value: SecretStr | None, name: str, data_dir: Path) -> str:
             "or run `sender up` in this directory (or set SENDER_DATA_DIR to that of a running one)"
         )
     return value.get_secret_value()
+
+
+def is_readable(url: str) -> bool:
+    """Whether the parts of a URL can be told apart, and what redis knows its databases by is a number.
+
+    (The errors of those who trip over it hold what they trip over, which may be of the password.)
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme not in {"redis", "rediss"} or parts.path.strip("/").isdecimal() or parts.path in {"", "/"}
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -14,7 +14,7 @@ from sender.apns.credentials import CertificateCredential
 from sender.apns.proxy import Proxy, ProxyError, open_tunnel
 from sender.errors import ConfigurationError
 from sender.model import Environment
-from sender.settings import Settings
+from sender.settings import Settings, is_readable
 
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.Protocol)
 
@@ -54,9 +54,12 @@ def endpoint_of(settings: Settings, environment: Environment) -> Endpoint:
 def _proxy_of(settings: Settings) -> Proxy | None:
     if settings.apns_proxy_url is None:
         return None
-    parts = urlsplit(settings.apns_proxy_url.get_secret_value())
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConfigurationError("SENDER_APNS_PROXY_URL must look like http://user:password@host:3128 (HTTP CONNECT)")
+    url = settings.apns_proxy_url.get_secret_value()
+    if not is_readable(url) or not (parts := urlsplit(url)).hostname or parts.scheme != "http":
+        raise ConfigurationError(
+            "SENDER_APNS_PROXY_URL must look like http://user:password@host:3128 (HTTP CONNECT), with special "
+            "characters in the password percent-encoded"
+        )
     return Proxy(
         host=parts.hostname,
         port=parts.port or 3128,

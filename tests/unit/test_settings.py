@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sender.apns.dial import endpoint_of
 from sender.errors import ConfigurationError
+from sender.model import Environment
 from sender.settings import LOCK_FILE, SERVERS_FILE, Settings, load_settings, running_servers
 from sender.stack.datadir import DataDirectory
 
@@ -76,7 +78,9 @@ def test_every_fault_is_named_at_once_by_its_variable(monkeypatch: pytest.Monkey
         load_settings()
 
 
-@pytest.mark.parametrize("url", ["api.push.apple.com", "http://api.push.apple.com", "https://", "https://:443"])
+@pytest.mark.parametrize(
+    "url", ["api.push.apple.com", "http://api.push.apple.com", "https://", "https://:443", "https://h:99999"]
+)
 @pytest.mark.parametrize("name", ["apns_production_url", "apns_sandbox_url"])
 def test_an_apns_url_without_https_or_a_host_is_refused(name: str, url: str) -> None:
     with pytest.raises(ConfigurationError, match=name.upper()):
@@ -123,6 +127,37 @@ def test_a_password_is_never_shown(name: str, value: str) -> None:
     assert getattr(settings, name).get_secret_value() == value
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert PASSWORD not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{PASSWORD}/x@h:6379/0",  # the slash ends the host, and what is before it would be a port
+        f"redis://:{PASSWORD}@h:99999/0",
+        f"redis://:{PASSWORD}@h:6379/zero",
+        f"redis://:{PASSWORD}@[h:6379/0",
+        f"sentinel://:{PASSWORD}@a:1;sentinel://:{PASSWORD}@b:x",
+        PASSWORD,
+    ],
+)
+def test_a_broker_url_that_cannot_be_read_is_refused_before_anybody_trips_over_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="SENDER_BROKER_URL cannot be read") as caught:
+        load_settings(broker_url=url).require_broker_url()
+    assert PASSWORD[:7] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h/", "redis://h:1/15?socket_timeout=3", "sentinel://a:1;sentinel://b:2", "memory://"]
+)
+def test_a_broker_url_that_can_be_read_is_left_as_it_is(url: str) -> None:
+    assert load_settings(broker_url=url).require_broker_url() == url
+
+
+@pytest.mark.parametrize("url", [f"http://u:{PASSWORD}/x@proxy:3128", f"http://u:{PASSWORD}@proxy:99999", "socks5://h"])
+def test_a_proxy_url_that_cannot_be_read_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="SENDER_APNS_PROXY_URL must look like") as caught:
+        endpoint_of(load_settings(apns_proxy_url=url), Environment.PRODUCTION)
+    assert PASSWORD[:7] not in str(caught.value)
 
 
 def test_an_error_of_another_setting_does_not_show_a_password() -> None:
