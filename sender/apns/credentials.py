@@ -250,6 +250,8 @@ def _read(file: str) -> bytes:
     try:
         if path.is_dir():
             raise ValueError("it is a directory")
+        if path.exists() and not path.is_file():  # a pipe or a device is waited for without end, and read only once
+            raise ValueError("it is no file that workers could read again")
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError("it is far too big to be a key or a certificate")
         data = path.read_bytes()

@@ -6,6 +6,7 @@ Only the module of the command that is asked for is imported: a command starts i
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,12 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
-#: The exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h).
+#: The exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h), and that of Ctrl-C.
 BUG = 70
+INTERRUPTED = 130
+
+#: What the system says when there is no room for what is written.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def make_app(words: Sequence[str] = ()) -> typer.Typer:
@@ -74,11 +79,16 @@ def main() -> None:
 
         report_error(error)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # while the command's modules were imported: afterwards Typer catches it
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        from sender.cli.output import report_bug
+        from sender.cli.output import report_bug, report_error
 
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            report_error(SenderError(f"cannot write {error.filename or 'what is shown'}: {error.strerror}"))
+            sys.exit(1)
         report_bug(error)
         sys.exit(BUG)
 
@@ -117,3 +127,4 @@ def _log_to_stderr() -> None:
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it tells of each attempt; our error tells of the last

@@ -126,7 +126,7 @@ def with_options(*templates: Callable[..., None]) -> Callable[[Callable[..., Any
 
 def read_message(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments payload, push_type, priority and collapse_id from the message options."""
-    document = read_json(options["payload"], "--payload") if options["payload"] else {}
+    document = {} if options["payload"] is None else read_json(options["payload"], "--payload")
     if not isinstance(document, dict):
         raise InvalidInputError("--payload", ["must be a JSON object"])
     aps = document.get("aps", {})
@@ -155,7 +155,7 @@ def read_campaign(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Campaigns.enqueue` from the options, the app's bundle id as bundle_id. Needs --app."""
     if not options["app"]:
         raise InvalidInputError("campaign", ["--app is missing: say which app (`sender apps list`)"])
-    key = options["key"] or make_key(options["app"])
+    key = make_key(options["app"]) if options["key"] is None else options["key"]
     faults: list[str] = []
     values = {
         "audience": _collect(faults, read_audience, options, key),
@@ -185,13 +185,16 @@ def make_key(bundle_id: str) -> str:
 
 
 def read_audience(options: Mapping[str, Any], key: str) -> Segment:
-    """The segment that --where, --segment and --sample say together."""
+    """The segment that --where, --segment and --sample say together.
+
+    An empty one is a fault: a script whose variable is not set must not send to everybody.
+    """
     parts: list[Segment] = []
-    if options["segment"]:
+    if options["segment"] is not None:
         parts.append(Segment.from_json(read_json(options["segment"], "--segment")))
     if options["where"]:
         parts.append(parse_all(options["where"]))
-    if options["sample"]:
+    if options["sample"] is not None:
         parts.append(Segment.percentage(_read_percent(options["sample"], "--sample"), seed=key))
     whole = parts[0] if parts else Segment.all()
     for part in parts[1:]:
@@ -255,6 +258,8 @@ def read_time(text: str | None, option: str) -> datetime | None:
 
 def read_json(source: str, option: str) -> Any:
     """The JSON in a file, or on standard input for `-`."""
+    if not source:
+        raise InvalidInputError(option, ["is empty: name a file, or - for standard input"])
     try:
         raw = sys.stdin.buffer.read(_LARGEST_FILE) if source == "-" else _read_file(Path(source))
         return json.loads(raw.decode("utf-8-sig"))

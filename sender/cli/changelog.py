@@ -45,10 +45,13 @@ def changelog(
             changes: Iterable[Change] = sender.changelog.latest(limit, **only)
         else:
             changes = sender.changelog.read(after, limit, **only)
-        if not follow:
-            print_changes(list(changes), as_json=as_json)
+        found = list(changes)
+        if follow:
+            _follow(sender, found, after, limit, only, as_json=as_json)
             return
-        _follow(sender, list(changes), after, limit, only, as_json=as_json)
+    print_changes(found, as_json=as_json)
+    if found and found[-1].cursor and not as_json:
+        console.print(f"go on with --after {found[-1].cursor}", style="dim", highlight=False)
 
 
 def _follow(
@@ -79,8 +82,6 @@ def print_changes(changes: Sequence[Change], *, as_json: bool) -> None:
     for change in changes:
         rows.add_row(*_cells(change))
     print_table(rows)
-    if changes and changes[-1].cursor:
-        console.print(f"go on with --after {changes[-1].cursor}", style="dim", highlight=False)
 
 
 def _line(change: Change) -> str:

@@ -80,8 +80,12 @@ def import_(
         environment=environment,
         inactive_as=inactive_as,
     )
-    with Sender() as sender, _progress() as progress:
-        report = sender.devices.import_file(file, app=app_id, options=options, rejects=rejects, progress=progress)
+    try:
+        with Sender() as sender, _progress() as progress:
+            report = sender.devices.import_file(file, app=app_id, options=options, rejects=rejects, progress=progress)
+    except KeyboardInterrupt:
+        error_console.print("interrupted: some of it may have landed; the same import again does the rest")
+        raise typer.Exit(130) from None
     print_json(report) if as_json else _print_import(report)
     if report.rejected:
         raise typer.Exit(BAD_LINES)

@@ -130,13 +130,21 @@ def _silent(_stage: Stage, _done: int, _whole: int | None) -> None:
 def _rejects_path(source: str | Path | IO[bytes], given: Path | None) -> Path | None:
     """Where bad lines go: what was asked for, else beside the file; nowhere for a file object without a name."""
     if given is not None:
-        if isinstance(source, str | Path) and str(source) != "-" and given.absolute() == Path(source).absolute():
+        if isinstance(source, str | Path) and str(source) != "-" and _is_same(given, Path(source)):
             raise InvalidInputError("--rejects", ["this is the file that is imported"])
         return given
     if not isinstance(source, str | Path):
         return None
     path = Path(source)
     return Path("stdin.rejects.csv") if str(source) == "-" else path.with_name(f"{path.name}.rejects.csv")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, by whatever way."""
+    try:
+        return one.samefile(other)
+    except OSError:  # there is no such file yet
+        return False
 
 
 class _Rejects:

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sender.errors import ConfigurationError
+
 _DAYS = 90
 _CLIENT_TOPICS = x509.ObjectIdentifier("1.2.840.113635.100.6.3.6")  # Apple: the topics of a push certificate
 
@@ -39,18 +41,31 @@ class Certificates:
 
 
 def ensure_certificates(directory: Path) -> Certificates:
-    """Make the CA and the server certificates unless the directory has valid ones; safe to call from many processes."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Make the CA and the server certificates unless the directory has valid ones; safe to call from many processes.
+
+    Raises `ConfigurationError` when the directory cannot be used.
+    """
     files = Certificates.within(directory)
-    with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _still_good(files):
-            ca_key, ca = _make_ca("APNs simulator CA (throw-away)")
-            _write(files.ca_key_file, _key_pem(ca_key))
-            _write(files.server_file, _make_server(ca_key, ca))
-            _write(files.wrong_file, _make_server(*_make_ca("APNs simulator, a CA that nobody trusts")))
-            _write(files.ca_file, ca.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _still_good(files):
+                _make_all(files)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the simulator cannot keep its certificates in {directory} ({error.strerror}: {error.filename}): choose "
+            "another directory (--directory)"
+        ) from None
     return files
+
+
+def _make_all(files: Certificates) -> None:
+    ca_key, ca = _make_ca("APNs simulator CA (throw-away)")
+    _write(files.ca_key_file, _key_pem(ca_key))
+    _write(files.server_file, _make_server(ca_key, ca))
+    _write(files.wrong_file, _make_server(*_make_ca("APNs simulator, a CA that nobody trusts")))
+    _write(files.ca_file, ca.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
 
 def make_client_certificate(files: Certificates, topic: str, path: Path) -> Path:

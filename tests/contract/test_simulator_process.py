@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from sender.cli import main
-from sender.errors import ConflictError, InvalidInputError
+from sender.errors import ConfigurationError, ConflictError, InvalidInputError
 from sender.simulator import (
     Behaviour,
     OutageKind,
@@ -32,6 +32,7 @@ from sender.simulator import (
     SimulatorProcess,
     behaviour_of,
 )
+from sender.simulator.certificates import ensure_certificates
 from tests.contract.raw_client import KEY, TOPIC, RawClient, provider_token, token
 
 COMMAND = [sys.executable, "-c", "from sender.cli import main; main()", "simulate-apns"]
@@ -228,3 +229,9 @@ def test_it_stops_on_a_signal_and_its_ca_stays_for_the_next_time(tmp_path: Path)
     assert authorities[0] == authorities[1]
     keys = (tmp_path / ".sender" / "simulator").glob("*-key.pem")
     assert [path.stat().st_mode & 0o777 for path in keys] == [0o600]
+
+
+def test_a_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="--directory"):
+        ensure_certificates(tmp_path / "file")

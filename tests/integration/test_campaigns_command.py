@@ -101,6 +101,14 @@ def test_a_campaign_is_sent_in_one_step_and_a_repeat_changes_nothing(sender: Sen
     assert "other content" in fail(*ONE_STEP, "--body", "30 %")
 
 
+@pytest.mark.parametrize("option", ["--key", "--segment", "--sample", "--payload", "--exclude-sent"])
+def test_an_option_that_is_empty_does_not_count_as_left_out(sender: Sender, option: str) -> None:
+    """A script whose variable is not set would send to everybody, or again at its next run."""
+    arguments = [argument for argument in ONE_STEP if option != "--key" or argument not in ("--key", "spring")]
+    assert option.removeprefix("--").replace("-", "_") in fail(*arguments, option, "").replace("-", "_")
+    assert sender.campaigns.list() == []
+
+
 def test_every_option_reaches_the_campaign(sender: Sender, tmp_path: Path) -> None:
     (tmp_path / "payload.json").write_text('{"aps": {"alert": {"body": "from file"}, "badge": 3}, "a": [1]}')
     (tmp_path / "segment.json").write_text('{"not": {"attribute": "plan", "in": ["free"]}}')

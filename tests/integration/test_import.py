@@ -258,9 +258,11 @@ def test_progress_is_told_for_both_stages(sender: Sender, tmp_path: Path) -> Non
 
 def test_an_unknown_app_and_a_rejects_file_that_is_the_source_are_refused(sender: Sender, tmp_path: Path) -> None:
     file = tmp_path / "devices.csv"
-    file.write_text("token\nabcd\n")
+    file.write_text("token\nabcd\nbad\n")
+    (tmp_path / "link.csv").symlink_to(file)
     with pytest.raises(NotFoundError):
         sender.devices.import_file(file, app="com.example.unknown")
-    with pytest.raises(InvalidInputError, match="--rejects"):
-        sender.devices.import_file(file, app=APP, rejects=file)
-    assert file.read_text() == "token\nabcd\n"
+    for same in (file, tmp_path / ".." / tmp_path.name / "devices.csv", tmp_path / "link.csv"):
+        with pytest.raises(InvalidInputError, match="--rejects"):
+            sender.devices.import_file(file, app=APP, rejects=same)
+    assert file.read_text() == "token\nabcd\nbad\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import tempfile
 from collections.abc import Callable
@@ -159,6 +160,13 @@ def test_a_wrong_key_file_is_refused_in_plain_words(tmp_path: Path, content: byt
 
 def test_a_directory_is_not_a_key(tmp_path: Path) -> None:
     assert "it is a directory" in fault_of(lambda: load_credential(key_ref(tmp_path, key_id="KEY1234567")))
+
+
+def test_what_is_no_file_is_not_a_key_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        fault = fault_of(lambda file=file: load_credential(key_ref(file, key_id="KEY1234567")))
+        assert "no file that workers could read" in fault
 
 
 def test_the_team_id_in_the_place_of_the_key_id_is_noticed(key_file: Path) -> None:

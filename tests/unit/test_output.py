@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from sender.cli import BUG
@@ -58,3 +61,26 @@ def test_the_command_ends_with_a_code_of_its_own_for_it(
     shown = capsys.readouterr().err
     assert caught.value.code == BUG
     assert "Traceback" not in shown and "RuntimeError: who is cdcdcdcd…?" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "error: cannot write what is shown: No space left"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.rejects.csv"), 1, "error: cannot write x.rejects.csv: No"),
+    ],
+)
+def test_an_interruption_and_a_full_disk_are_no_bugs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    import sender.cli as cli
+
+    def broken(_words: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "make_app", broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert caught.value.code == code and shown.startswith(words) and "bug" not in shown
