@@ -86,10 +86,24 @@ def too_late(
     return said
 
 
+def start_missed(send_at: datetime | None, grace: float, *, now: datetime) -> Sequence[str]:
+    """What there is to say of a start that is past by more than its grace, in seconds: the tick will miss it."""
+    if send_at is None or (now - send_at).total_seconds() <= grace:
+        return ()
+    return [
+        f"it will not start: its time, {send_at:%Y-%m-%d %H:%M:%S %Z}, is past by more than its grace "
+        f"({in_words(grace)}). Nothing is sent; enqueue it under another key, for a later time or with a longer grace"
+    ]
+
+
 def foresee_enqueued(
     transaction: Transaction, campaign: CampaignRow, *, installation_rate: float | None
 ) -> Sequence[str]:
     """The warnings of a campaign that has not started. Its audience is counted only where its size can matter."""
+    if campaign.state in (CampaignState.SCHEDULED, CampaignState.MISSED) and campaign.send_at:
+        missed = start_missed(campaign.send_at, campaign.grace, now=reports.clock(transaction))
+        if missed:
+            return missed
     limit = tightest(campaign.rate, campaign.app_rate, installation_rate)
     if campaign.started_at is not None or (limit is None and campaign.over is None):
         return ()

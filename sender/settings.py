@@ -140,8 +140,8 @@ class Settings(BaseSettings):
         url = _required(self.broker_url, "SENDER_BROKER_URL", self.data_dir)
         if not all("://" in each and is_readable(each) for each in url.split(";")):
             raise ConfigurationError(
-                "SENDER_BROKER_URL cannot be read: it must look like redis://:password@host:6379/0, with special "
-                "characters in the password percent-encoded, as in p%40ss for p@ss"
+                "SENDER_BROKER_URL cannot be read; check that it looks like redis://:password@host:6379/0, with "
+                "special characters in the password percent-encoded, as in p%40ss for p@ss"
             )
         return url
 

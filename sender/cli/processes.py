@@ -54,9 +54,11 @@ def flower() -> None:
     """
     from sender.settings import load_settings
     from sender.stack.commands import exec_command, flower_command
+    from sender.stack.flower import check_port
 
     settings = load_settings()
     settings.require_broker_url()
+    check_port(settings.flower_address, settings.flower_port)
     configured = settings.flower_password
     password = configured.get_secret_value() if configured else secrets.token_urlsafe(12)
     command = flower_command(settings, port=settings.flower_port, password=password)

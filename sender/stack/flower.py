@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -59,13 +60,32 @@ def free_port(address: str, wanted: int) -> int:
     """The wanted port, or the next one that is free (0: any). Raises `ConfigurationError` when there is none."""
     cause = "no such port"
     for port in range(wanted, min(wanted + PORTS_TRIED, 65536)) if wanted else (0,):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            with socket.create_server((address, port), family=family) as probe:
-                return int(probe.getsockname()[1])
+            return _probe(address, port)
         except OSError as error:
             cause = error.strerror or str(error)
     raise ConfigurationError(
         f"Flower finds no port on {address} from {wanted} on ({cause}): set SENDER_FLOWER_ADDRESS and "
         "SENDER_FLOWER_PORT, or run without it (--no-flower)"
     )
+
+
+def check_port(address: str, port: int) -> None:
+    """Raises `ConfigurationError` when nothing can listen there now: Flower itself would end with a traceback."""
+    try:
+        _probe(address, port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Flower cannot listen on {address}, port {port} ({_cause(error)}): set SENDER_FLOWER_ADDRESS and "
+            "SENDER_FLOWER_PORT; it may be running already (`sender up` has one)"
+        ) from None
+
+
+def _cause(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno and not isinstance(error, socket.gaierror) else str(error)
+
+
+def _probe(address: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, port), family=family) as probe:
+        return int(probe.getsockname()[1])

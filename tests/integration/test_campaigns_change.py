@@ -108,6 +108,14 @@ def test_a_campaign_that_can_finish_says_nothing(app: int, sender: Sender, optio
     assert sender.campaigns.report("spring").warnings == ()
 
 
+def test_a_start_that_is_past_by_more_than_its_grace_is_said_when_it_is_enqueued(app: int, sender: Sender) -> None:
+    options: dict[str, Any] = {"send_at": datetime.now(UTC) - timedelta(hours=2), "rate": None}
+    (said,) = sender.campaigns.rehearse(APP, key="spring", payload=PAYLOAD, **options).warnings
+    assert "will not start" in said and "(1:00:00)" in said
+    assert sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, **options).warnings == (said,)
+    assert sender.campaigns.enqueue(APP, key="autumn", payload=PAYLOAD, grace=10_000, **options).warnings == ()
+
+
 def test_the_limit_of_the_app_counts_too(app: int, sender: Sender) -> None:
     sender.apps.set_rate(APP, 1)
     assert sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=None, expires_in=60).warnings

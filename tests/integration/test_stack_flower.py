@@ -8,7 +8,7 @@ import pytest
 
 from sender.errors import ConfigurationError
 from sender.settings import Settings
-from sender.stack.flower import Flower, choose_flower, free_port
+from sender.stack.flower import Flower, check_port, choose_flower, free_port
 
 
 def test_a_taken_port_is_passed_over() -> None:
@@ -39,3 +39,11 @@ def test_its_url_is_one_that_a_browser_on_this_machine_can_open(address: str, ur
 
 def test_it_does_not_answer_where_nobody_listens() -> None:
     assert not Flower(address="127.0.0.1", port=1, password="x").answers()
+
+
+def test_a_port_that_somebody_listens_on_is_refused_in_plain_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} .*SENDER_FLOWER_PORT"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", 0)
