@@ -39,6 +39,8 @@ def test_nothing_of_a_campaign_can_be_read_beside_the_database(stage: Stage, tmp
             stage.sender.campaigns.wait(f"canary-{kind}", timeout=120)
         assert report.sent > 0
     heard = stage.heard()
+    heard["flower's metrics"] = flower(stage, "/metrics", password=None)[1].encode()  # Flower asks for no password here
+    assert b"sender.send" in heard["flower's metrics"] and b"canary" not in heard["flower's metrics"]
     assert {"task-received", "task-succeeded"} <= stage.event_types()
     assert b"sender.send" in heard["broker commands"] and b"canary-at_least_once" in heard["broker commands"]
     assert any(b"batch_sent" in text for name, text in heard.items() if name.startswith("logs/campaign"))
