@@ -26,6 +26,8 @@ def is_only_for(segment: Any, user: str) -> bool:
     match segment:
         case {"user": [only]}:
             return bool(only == user)
+        case {"not": {"all": True}}:  # what is left of another one who was forgotten
+            return True
         case {"and": list(parts)}:
             return any(is_only_for(part, user) for part in parts)
         case {"or": [_, *_] as parts}:

@@ -70,6 +70,12 @@ def test_a_message_is_theirs_only_when_it_can_reach_nobody_else(segment: Segment
     assert is_only_for(segment.to_json(), "anna") is only
 
 
+def test_a_message_to_two_is_nobodys_when_the_second_is_forgotten() -> None:
+    both = (Segment.users("anna") | Segment.users("bob")).to_json()
+    assert not is_only_for(both, "anna")
+    assert is_only_for(without_user(both, "anna"), "bob")
+
+
 def test_the_only_user_of_an_audience_leaves_nobody() -> None:
     assert without_user(Segment.users("anna").to_json(), "anna") == NOBODY
 
