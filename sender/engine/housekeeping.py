@@ -1,4 +1,4 @@
-"""What need not run every second: partitions ahead of time, processes that are gone, retention.
+"""What need not run every second: partitions ahead of time, processes and imports that are gone, retention.
 
 A round takes a bounded time, so that the sweep which calls it is never held up; what is left over is taken up again
 soon. Nothing here may keep the sweep from its work: what fails is logged, and tried again in the next round.
@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import structlog
 
-from sender.engine.mishaps import apart
+from sender.engine.mishaps import apart, survived
 from sender.engine.retention import retain
 from sender.settings import Settings
-from sender.store import partitions, workers
+from sender.store import imports, partitions, workers
 from sender.store.database import BUSY, Database
 
 log = structlog.get_logger()
@@ -63,3 +63,6 @@ def _prepare(database: Database) -> None:
         log.info("partitions_deferred", error=type(error).__name__)
     with database.transaction() as transaction:
         workers.forget_dead(transaction, seconds=DEAD_AFTER)
+    with survived("leftovers_of_imports"), database.transaction() as transaction:
+        transaction.wait_for_locks("500ms")
+        imports.drop_leftovers(transaction)

@@ -34,6 +34,11 @@ CREATE UNLOGGED TABLE {s}.<staging> (
     attributes jsonb NOT NULL)
 """
 
+_STAGING_TABLES = """
+SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '^import_[0-9]{9,11}_[0-9a-f]{8}'
+"""
+
 #: Read by pages: no index is needed, and no slice is looked at twice.
 _ADD_USERS = """
 INSERT INTO {s}.users (external_id)
@@ -75,6 +80,13 @@ class Merged:
         )
 
 
+def drop_leftovers(transaction: Transaction) -> None:
+    """Drop the tables of imports that died long ago: they hold tokens and users."""
+    for (name,) in transaction.execute(_STAGING_TABLES, [transaction.schema]).fetchall():
+        if int(name.split("_")[1]) < time.time() - _LEFTOVER:
+            transaction.execute(f"DROP TABLE IF EXISTS {{s}}.{name}")
+
+
 class Staging:
     """The staging table of one import."""
 
@@ -87,13 +99,7 @@ class Staging:
     def create(self) -> None:
         """Make the table, and drop those that imports left behind which died long ago."""
         with self._database.transaction() as transaction:
-            for (name,) in transaction.execute(
-                "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-                "WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '^import_[0-9]{9,11}_[0-9a-f]{8}'",
-                [transaction.schema],
-            ).fetchall():
-                if int(name.split("_")[1]) < time.time() - _LEFTOVER:
-                    transaction.execute(f"DROP TABLE IF EXISTS {{s}}.{name}")
+            drop_leftovers(transaction)
             transaction.execute(self._sql(_CREATE))
 
     def copy(self, columns: Sequence[str], block: bytes) -> None:

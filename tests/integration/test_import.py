@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from sender import Sender
+from sender.engine.housekeeping import Housekeeper
 from sender.errors import InvalidInputError, NotFoundError
 from sender.imports import ImportReport, InactiveAs, Options, Stage
 from sender.model import ChangeKind, Environment
 from sender.policy.states import DeviceState
+from sender.settings import Settings
 from sender.store import apps
 from sender.store import imports as store
 from sender.store.database import Database
@@ -221,6 +224,17 @@ def test_tables_of_imports_that_died_long_ago_are_dropped(sender: Sender, databa
         transaction.execute("CREATE TABLE {s}.import_of_mine (n int)")
     load(sender, "token\nabcd\n")
     assert staging_tables(database) == ["import_of_mine"]
+
+
+def test_tables_of_imports_that_died_long_ago_are_dropped_without_another_import(
+    settings: Settings, database: Database
+) -> None:
+    with database.transaction() as transaction:
+        transaction.execute("CREATE TABLE {s}.import_1500000000_0123abcd (token text)")
+        transaction.execute(f"CREATE TABLE {{s}}.import_{int(time.time())}_0123abcd (token text)")
+    Housekeeper().run(database, settings)
+    assert [name for name in staging_tables(database) if name.startswith("import_15")] == []
+    assert len(staging_tables(database)) == 1
 
 
 def test_an_export_can_be_imported_elsewhere(sender: Sender, database: Database, tmp_path: Path) -> None:
