@@ -57,8 +57,11 @@ def _examine(*, push: bool, only: list[str]) -> Iterable[Finding]:
 def _shown(findings: Iterable[Finding]) -> Iterable[Finding]:
     for finding in findings:
         console.print(
-            f"{_MARKS[finding.status]} {finding.check:<12} {escape(finding.message)}", soft_wrap=True, highlight=False
+            f"{_MARKS[finding.status]} {finding.check:<12} {escape(finding.message)}",
+            markup=True,
+            soft_wrap=True,
+            highlight=False,
         )
         if finding.advice:
-            console.print(f"                     → {escape(finding.advice)}", soft_wrap=True, highlight=False)
+            console.print(f"                     → {finding.advice}", soft_wrap=True, highlight=False)
         yield finding

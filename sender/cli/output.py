@@ -20,7 +20,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 class SafeConsole(Console):
-    """Shows the control characters of texts, as \\x1b, instead of obeying them: no file or user steers a terminal."""
+    """Shows the control characters of texts, as \\x1b, instead of obeying them: no file or user steers a terminal.
+
+    Nor is anything markup or an emoji's name, unless a line of ours asks for it: keys and users may hold brackets.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As Rich's, which every text and every cell of a table goes through."""

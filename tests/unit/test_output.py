@@ -29,6 +29,20 @@ def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixtu
     assert not {"\x1b", "\x07", "\u202e", "\ud800", "\x9b"} & set(shown)
 
 
+def test_brackets_and_names_of_emojis_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[/red] [link=https://x]sale[/link] [a b] :smile:"
+    console.print(text)
+    error_console.print(text)
+    cells = table("user")
+    cells.add_row(text)
+    print_table(cells)
+    print_table(facts({text: text}))
+    console.print(cells)
+    report_error(NotFoundError("user", text))
+    report_error(InvalidInputError(text, [text, text]))
+    assert "".join(capsys.readouterr()).count(text) == 10
+
+
 def test_lines_tabs_and_other_alphabets_stay() -> None:
     text = "line\n\tтекст 日本 🎉 é"
     assert visible(text) == text
