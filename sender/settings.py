@@ -189,6 +189,8 @@ def load_settings(**overrides: Any) -> Settings:
 
 def read_settings(**overrides: Any) -> Settings:
     """Read the settings from arguments and environment alone. Raises `ConfigurationError`, with every fault in it."""
+    if unknown := sorted(overrides.keys() - Settings.model_fields.keys()):  # of another database, say
+        raise ConfigurationError(f"settings: {', '.join(unknown)}: no such setting: docs/settings.md has all of them")
     try:
         return Settings(**overrides)
     except ValidationError as error:

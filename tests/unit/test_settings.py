@@ -54,6 +54,12 @@ def test_arguments_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert load_settings(batch_size=9).batch_size == 9
 
 
+def test_an_argument_that_is_no_setting_is_refused() -> None:
+    """With its name misspelt, a database would be that of the environment."""
+    with pytest.raises(ConfigurationError, match="databse_url"):
+        load_settings(databse_url="postgresql:///mine")
+
+
 def test_campaigns_run_at_a_thousand_a_second_and_expire_after_30_days_by_default() -> None:
     assert (load_settings().default_rate, load_settings().expires_in) == (1000, 30 * 24 * 3600)
 
