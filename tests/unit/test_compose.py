@@ -147,12 +147,23 @@ def test_every_secret_that_a_service_reads_is_mounted_in_it(name: str) -> None:
 def test_every_setting_in_the_file_exists_and_its_default_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in [key for key in os.environ if key.startswith("SENDER_")]:
         monkeypatch.delenv(key)
-    environment = {key: interpolate(str(value)) for key, value in OURS[name]["environment"].items()}
+    given = OURS[name]["environment"].items()
+    environment = {key: interpolate(str(value)) for key, value in given if value is not None}
     plain = {key: value for key, value in environment.items() if not key.endswith("_PASSWORD_FILE")}
-    assert {key.removeprefix("SENDER_").lower() for key in plain} <= set(Settings.model_fields)
+    named = {key.removeprefix("SENDER_").lower() for key, _ in given if not key.endswith("_PASSWORD_FILE")}
+    assert named <= set(Settings.model_fields)
     for key, value in plain.items():
         monkeypatch.setenv(key, value)
     assert load_settings().queue("campaign") == "sender.campaign"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_in_dot_env_reaches_the_processes(name: str) -> None:
+    """Or else what somebody sets to keep deliveries for longer would do nothing."""
+    fixed = {"data_dir", "stop_timeout", "log_format", "flower_address", "flower_port"}  # by the image and this file
+    flowers = {"flower_user", "flower_password"}
+    handed_on = {key.removeprefix("SENDER_").lower() for key in OURS[name]["environment"]}
+    assert set(Settings.model_fields) - handed_on == fixed | flowers - ({"flower_user"} if name == "flower" else set())
 
 
 def test_a_stopping_worker_is_given_more_time_than_it_takes() -> None:
