@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -88,6 +88,7 @@ def _stage(
                 progress(Stage.READING, source.raw.count, source.size)
         write(rows)
     progress(Stage.READING, source.raw.count, source.size)
+    bad.flush()  # before anything lands
     return staged + len(rows), staging.finish(), skipped
 
 
@@ -163,7 +164,8 @@ class _Rejects:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk was told of, and what is in memory does not fit at the end either
+                self._file.close()
 
     def add(self, line: int, reason: str, record: Any) -> None:
         """One more bad line. `record` is None when the line was no record at all."""
@@ -175,15 +177,27 @@ class _Rejects:
         if self._file is None:
             self._open(self.path)
         shown = [] if record is None else record if isinstance(record, list) else [json.dumps(record)]
-        self._writer.writerow([line, reason, *shown])
+        with self._writing(self.path):
+            self._writer.writerow([line, reason, *shown])
 
-    def _open(self, path: Path) -> None:
+    def flush(self) -> None:
+        """Write what is still in memory. Raises `InvalidInputError` when there is no room for it."""
+        if self._file is not None and self.path is not None:
+            with self._writing(self.path):
+                self._file.flush()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            yield
         except OSError as error:
             raise InvalidInputError(
                 str(path), [f"the bad lines cannot be written there ({error.strerror}): choose with --rejects"]
             ) from None
+
+    def _open(self, path: Path) -> None:
+        with self._writing(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._file = os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="")
         self._writer = csv.writer(self._file)
         self._writer.writerow(["line", "reason", *(self._source.header or ["record"])])

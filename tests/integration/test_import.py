@@ -182,6 +182,18 @@ def test_bad_lines_go_to_a_file_of_their_own_and_good_ones_land(sender: Sender, 
     assert rejects.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("bad", [1, 5_000])
+def test_nothing_lands_when_there_is_no_room_for_the_bad_lines(
+    sender: Sender, database: Database, tmp_path: Path, bad: int
+) -> None:
+    (tmp_path / "devices.csv").write_text("token\nabcd\n" + "bad\n" * bad)
+    with pytest.raises(InvalidInputError, match="/dev/full: the bad lines cannot be written there"):
+        sender.devices.import_file(tmp_path / "devices.csv", app=APP, rejects=Path("/dev/full"))
+    assert sum(sender.devices.count(APP).values()) == 0
+    assert staging_tables(database) == []
+
+
 def test_a_file_that_breaks_off_leaves_nothing_behind(
     sender: Sender, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
