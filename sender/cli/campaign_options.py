@@ -262,13 +262,22 @@ def read_json(source: str, option: str) -> Any:
         raise InvalidInputError(option, ["is empty: name a file, or - for standard input"])
     try:
         raw = sys.stdin.buffer.read(_LARGEST_FILE) if source == "-" else _read_file(Path(source))
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise InvalidInputError(option, [f"cannot read {source}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise InvalidInputError(option, [f"{source} is no UTF-8 text"]) from None
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(option, [f"{source} is no JSON: {error}"]) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are different ones: JSON takes the last of equal ones, and a condition would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice in one object")
+    return found
 
 
 def _read_file(path: Path) -> bytes:

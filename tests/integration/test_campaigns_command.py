@@ -109,6 +109,12 @@ def test_an_option_that_is_empty_does_not_count_as_left_out(sender: Sender, opti
     assert sender.campaigns.list() == []
 
 
+def test_a_name_that_is_twice_in_a_segment_file_is_refused(sender: Sender, tmp_path: Path) -> None:
+    (tmp_path / "segment.json").write_text('{"and": [{"attribute": "plan", "in": ["pro"], "in": ["free"]}]}')
+    assert "'in' is there twice" in fail(*ONE_STEP, "--segment", str(tmp_path / "segment.json"))
+    assert sender.campaigns.list() == []
+
+
 def test_every_option_reaches_the_campaign(sender: Sender, tmp_path: Path) -> None:
     (tmp_path / "payload.json").write_text('{"aps": {"alert": {"body": "from file"}, "badge": 3}, "a": [1]}')
     (tmp_path / "segment.json").write_text('{"not": {"attribute": "plan", "in": ["free"]}}')
