@@ -288,6 +288,8 @@ def test_what_the_other_environment_answers_to_probes_counts_against_its_credent
     engine.runtime.watcher.look()
     shut = dict(engine.rows("SELECT credential, state FROM {s}.breakers"))
     assert shut == {sending_identity(engine, "sandbox"): "open"}
+
+
 def test_the_other_credential_rests_when_its_provider_token_was_renewed_too_often(engine: Engine) -> None:
     apns = Apns(engine, sandbox=lambda n: True, production=lambda n: n > 2)
     apns.answer_sandbox(lambda push: Rejected(status=429, reason="TooManyProviderTokenUpdates"))
