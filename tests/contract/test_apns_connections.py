@@ -249,7 +249,7 @@ def test_goaways_again_and_again_lose_no_push_and_double_none(there: Bench, simu
 
 def test_a_connection_with_a_hundred_missed_deadlines_is_retired(there: Bench, simulator: Simulator) -> None:
     simulator.control.set_scenario(Scenario(rules=(Rule(prefix="", behaviour=Behaviour.ANSWER_LOST, tries=0),)))
-    simulator.control.add_rules([Rule(prefix="00", behaviour=Behaviour.ACCEPTED)])
+    simulator.control.add_rules([Rule(prefix="00000000", behaviour=Behaviour.ACCEPTED)])
 
     async def test() -> None:
         client = there.client()

@@ -185,7 +185,7 @@ def test_what_comes_after_an_answer_that_ends_a_connection_goes_out_on_another_b
     connections: int,
 ) -> None:
     monkeypatch.setattr(pool_module, "USEFUL_AFTER", 0.0 if old else 10.0)
-    simulator.control.set_rules([Rule(prefix="ff", status=status, reason=reason)])
+    simulator.control.set_rules([Rule(prefix="ffffffff", status=status, reason=reason)])
 
     async def test() -> None:
         client = there.client()
@@ -239,7 +239,7 @@ def test_refused_streams_count_but_not_those_above_a_goaway(there: Bench, simula
 
 
 def test_deadlines_and_connections_that_break_in_flight_count(there: Bench, simulator: Simulator) -> None:
-    simulator.control.set_scenario(Scenario(rules=(Rule(prefix="ff", behaviour=Behaviour.SILENT, tries=0),)))
+    simulator.control.set_scenario(Scenario(rules=(Rule(prefix="ffffffff", behaviour=Behaviour.SILENT, tries=0),)))
 
     async def test() -> None:
         client = there.client()
