@@ -207,9 +207,9 @@ def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> 
 def _hold_devices(transaction: Transaction, gone: Sequence[Gone], results: Results, tested: Sequence[int]) -> None:
     """Hold the devices of several kinds of answers together: kind by kind, campaigns that share devices could wait for
     each other crosswise."""
-    named = (gone, results.moves, results.suspects, results.throttled)
+    named = (gone, results.moves, results.suspects, results.throttled, results.cleared)
     kinds: list[Sequence[int]] = [[each.device_id for each in some] for some in named if some]
-    kinds += [ids for ids in (results.cleared, tested) if ids]
+    kinds += [tested] if tested else []
     if len(kinds) > 1:
         devices.hold(transaction, {device_id for kind in kinds for device_id in kind})
 

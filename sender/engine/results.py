@@ -16,7 +16,7 @@ from sender.policy.backoff import blocklist_delay
 from sender.policy.outcomes import Halt, Rule, TokenStep, is_known, rule_for
 from sender.policy.verdict import Again, Final, Terms, Untouched, judge
 from sender.store.batches import Claim, Target
-from sender.store.devices import Gone, Suspect, Throttled
+from sender.store.devices import Gone, Rested, Suspect, Throttled
 from sender.store.healing import Move
 
 log = structlog.get_logger()
@@ -43,7 +43,7 @@ class Results:
     gone: list[Gone] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     throttled: list[Throttled] = field(default_factory=list)
-    cleared: list[int] = field(default_factory=list)
+    cleared: list[Rested] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)  # accepted in the other environment
     halts: dict[tuple[Halt, str, str], tuple[Rule, CredentialRef]] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)  # by stored environment, for the guard
@@ -113,7 +113,7 @@ def _note_token(results: Results, claim: Claim, one: Sent, rule: Rule, *, until:
     match rule.token:
         case TokenStep.CLEAR:
             if target.blocklisted_times:
-                results.cleared.append(target.device_id)
+                results.cleared.append(Rested(device_id=target.device_id, times=target.blocklisted_times))
         case TokenStep.INVALIDATE:
             results.gone.append(
                 Gone(

@@ -51,8 +51,11 @@ def is_ready(sample: Sample) -> bool:
 def weigh(sample: Sample, thresholds: Mapping[str, float]) -> Weighed:
     """Compare each reason's share of the answers with its threshold.
 
-    What waits for another attempt has had an answer too, but counts only where a threshold names its reason.
+    What waits for another attempt has had an answer too, but counts only where a threshold names its reason. A sample
+    of which nobody was sent to says nothing, and does not let the rest go.
     """
+    if sample.size and not sample.answered:
+        return Weighed(passed=False, words=f"none of the {sample.size:,} devices of the sample could be sent to")
     reasons = sorted({*sample.reasons, *(reason for reason in sample.waiting if reason in thresholds)})
     over = [words for reason in reasons if (words := _over(sample, reason, thresholds))]
     figures = f"{sample.accepted:,} of {sample.answered:,} answers of the sample were accepted"

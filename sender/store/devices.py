@@ -50,6 +50,14 @@ class Throttled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rested:
+    """An accepted push to a device that was throttled `times` times in a row, as loaded before it was sent."""
+
+    device_id: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InvalidateResult:
     """How many devices became invalid, and how many stayed because they registered after the answer's timestamp."""
 
@@ -234,9 +242,9 @@ def blocklist(transaction: Transaction, hits: Sequence[Throttled], campaign_id: 
 _CLEAR_BLOCKLIST = """
 WITH held AS MATERIALIZED (
     SELECT d.id, d.state AS old_state
-    FROM {s}.devices d
-    WHERE d.id = ANY(%(ids)s::bigint[]) AND d.blocklisted_times > 0 AND d.state IN ('active', 'blocklisted')
-    ORDER BY d.id FOR NO KEY UPDATE
+    FROM {s}.devices d JOIN unnest(%(ids)s::bigint[], %(times)s::int[]) AS c (id, times) USING (id)
+    WHERE d.blocklisted_times = c.times AND d.state IN ('active', 'blocklisted')
+    ORDER BY d.id FOR NO KEY UPDATE OF d
 ), changed AS (
     UPDATE {s}.devices d SET state = 'active', blocklisted_times = 0, blocklisted_until = NULL,
         state_reason = CASE WHEN h.old_state = 'blocklisted' THEN NULL ELSE d.state_reason END,
@@ -253,11 +261,15 @@ SELECT count(*) FROM changed
 """
 
 
-def clear_blocklist(transaction: Transaction, device_ids: Sequence[int], campaign_id: int | None) -> int:
-    """End the blocklisting of devices whose push was accepted. Returns how many changed; free when there are none."""
-    if not device_ids:
+def clear_blocklist(transaction: Transaction, rested: Sequence[Rested], campaign_id: int | None) -> int:
+    """End the blocklisting of devices whose push was accepted. Returns how many changed; free when there are none.
+
+    `times` is the compare-and-set: a device that another campaign was told to let rest meanwhile goes on resting.
+    """
+    if not rested:
         return 0
-    return _count(transaction, _CLEAR_BLOCKLIST, {"ids": list(device_ids), "campaign": campaign_id})
+    values = {"ids": [each.device_id for each in rested], "times": [each.times for each in rested]}
+    return _count(transaction, _CLEAR_BLOCKLIST, values | {"campaign": campaign_id})
 
 
 def hold(transaction: Transaction, device_ids: Collection[int]) -> None:

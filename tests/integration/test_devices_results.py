@@ -13,7 +13,7 @@ from sender.model import ChangeKind
 from sender.store import apps, changelog, devices
 from sender.store.changelog import Filter
 from sender.store.database import Database
-from sender.store.devices import Gone, InvalidateResult, Suspect, Throttled
+from sender.store.devices import Gone, InvalidateResult, Rested, Suspect, Throttled
 
 REGISTERED = datetime(2026, 7, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -167,9 +167,13 @@ def test_a_throttled_device_rests_longer_each_time_and_a_success_ends_it(databas
         assert devices.blocklist(transaction, [first], SUMMER) == 0  # at the same moment: one step
         assert devices.blocklist(transaction, [second], SUMMER) == 1
     assert column(database, "blocklisted_until", ids[0]) == REGISTERED + 2 * HOUR
+    rested = Rested(device_id=ids[0], times=2)
     with database.transaction() as transaction:
-        assert devices.clear_blocklist(transaction, ids, SUMMER) == 1
-        assert devices.clear_blocklist(transaction, ids, SUMMER) == 0
+        assert (
+            devices.clear_blocklist(transaction, [replace(rested, times=1)], SUMMER) == 0
+        )  # throttled again since
+        assert devices.clear_blocklist(transaction, [rested], SUMMER) == 1
+        assert devices.clear_blocklist(transaction, [rested], SUMMER) == 0
     assert column(database, "(state, blocklisted_times, blocklisted_until)::text", ids[0]) == "(active,0,)"
     assert kinds(database) == [ChangeKind.BLOCKLISTED, ChangeKind.BLOCKLISTED, ChangeKind.UNBLOCKED]
 
@@ -177,7 +181,7 @@ def test_a_throttled_device_rests_longer_each_time_and_a_success_ends_it(databas
 def test_a_success_does_not_end_a_quarantine(database: Database, ids: list[int]) -> None:
     put(database, ids[0], "state = 'quarantined', blocklisted_times = 1")
     with database.transaction() as transaction:
-        assert devices.clear_blocklist(transaction, ids, SPRING) == 0
+        assert devices.clear_blocklist(transaction, [Rested(device_id=ids[0], times=1)], SPRING) == 0
     assert column(database, "state", ids[0]) == "quarantined"
 
 

@@ -78,6 +78,13 @@ def test_a_sample_of_which_nothing_was_accepted_stops_it_however_small_it_is() -
     assert weigh(sample(2, BadDeviceToken=2), {"BadDeviceToken": 1.0}).passed
 
 
+def test_a_sample_of_which_nobody_could_be_sent_to_says_nothing_and_stops() -> None:
+    verdict = weigh(Sample(size=5, final=5, answered=0, reasons={}), {})
+    assert not verdict.passed
+    assert verdict.words == "none of the 5 devices of the sample could be sent to"
+    assert weigh(Sample(size=0, final=0, answered=0, reasons={}), {}).passed  # an empty audience
+
+
 def test_a_threshold_that_was_stated_holds_from_the_first_device_on() -> None:
     verdict = weigh(sample(50, BadDeviceToken=1), {"BadDeviceToken": 0.01})
     assert not verdict.passed
