@@ -332,6 +332,8 @@ class WirePool(APNsBaseConnectionPool):
             return
         if wire in self._draining and wire.goaway and self._useless(wire):
             self.counts["failures"] += 1
+        if wire.silent:  # sooner than their deadlines, and the same to whoever judges it
+            self.counts["unanswered"] += wire.unanswered_at_loss
         if wire in self.connections:
             self.counts["lost"] += 1
             self.counts["broken"] += not self.closing and wire.unanswered_at_loss > 0

@@ -143,6 +143,7 @@ class Wire(APNsTLSClientProtocol):
         self.goaway = ""  # what the peer's GOAWAY said
         self.goaway_error = False  # it was for an error, not for the peer's own ends
         self.unanswered_at_loss = 0  # requests that were in flight when the connection broke
+        self.silent = False  # it was given up since the peer answered nothing, not even a PING
         self._paused = False
         self._flushing = False
         self._blocks: dict[PushHeaders, list[Header]] = {}
@@ -231,6 +232,7 @@ class Wire(APNsTLSClientProtocol):
         if self.lost or self.transport is None:
             return
         if self._ping_open and now - self._pinged >= self.PING_TIMEOUT:
+            self.silent = True
             self._break("the peer does not answer any more")
             return
         quiet = now - max(self._heard, self._pinged)

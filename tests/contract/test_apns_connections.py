@@ -276,6 +276,7 @@ def test_a_peer_that_went_silent_is_noticed_by_a_ping(
             freeze()
             (answer,) = await client.send([push()], timeout=10)
             assert answer == Unknown(cause="connection lost: the peer does not answer any more")
+            assert client.snapshot().counts["unanswered"] == 1  # silence, for whoever judges the credential
 
     there.run(test)
 
