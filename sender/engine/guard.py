@@ -6,6 +6,7 @@ itself has seen of a campaign lately is a window of counters.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import OrderedDict
@@ -31,6 +32,9 @@ log = structlog.get_logger()
 
 #: Seconds between two looks at whether a trial has room, and before a batch that found none comes again.
 LOOK_AGAIN, COME_AGAIN = 0.02, 0.5
+
+#: Seconds for which a batch waits for whoever is at the trial's row just then: shorter than to come again.
+ELBOW_ROOM = 0.4
 
 #: Campaigns and environments that are remembered as trusted.
 REMEMBERED = 1000
@@ -96,7 +100,7 @@ class Guard:
         audience = lease.claim.campaign.audience
         if audience is not None and audience <= self.thresholds.outstanding:
             return Leave(pushes=wanted)
-        end = time.monotonic() + PATIENCE
+        since = time.monotonic()
         while not lease.stopped.is_set():
             if self.trusts(lease.claim, environment):
                 return Leave(pushes=wanted)
@@ -109,9 +113,9 @@ class Guard:
                 return Leave(pushes=room.pushes)
             if room is not None and (room.held or room.state is TrialState.TRIPPED):
                 return Leave(pushes=0, wait=COME_AGAIN)
-            if time.monotonic() >= end:
+            if time.monotonic() - since >= (ELBOW_ROOM if room is None else PATIENCE):
                 return Leave(pushes=0, wait=COME_AGAIN)
-            lease.stopped.wait(LOOK_AGAIN)
+            lease.stopped.wait(LOOK_AGAIN * (0.5 + random.random() / 2))  # noqa: S311
         return Leave(pushes=0)
 
     def trusts(self, claim: Claim, environment: str) -> bool:
@@ -119,7 +123,8 @@ class Guard:
         return _key(claim, environment) in self._trusted
 
     def _ask(self, database: Database, claim: Claim, environment: str, wanted: int) -> trials.Room | None:
-        """One thread of the process asks for a campaign at a time; None for the others."""
+        """One thread of the process asks for a campaign at a time; None for the others, and when another process is at
+        it."""
         key = _key(claim, environment)
         with self._lock:
             if key in self._asking:

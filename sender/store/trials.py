@@ -146,8 +146,9 @@ RETURNING device_id, token, environment, registered_at, gone_at, reason, apns_id
 """
 
 
-def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted: int, most: int) -> Room:
+def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted: int, most: int) -> Room | None:
     """Leave to have up to `wanted` more pushes of a trial outstanding, of `most` over all workers. Opens the trial.
+    None when somebody else is at it just now.
 
     What a claim reserved is void when the claim is: it is counted with its batch, so that a dead worker leaks nothing.
     """
@@ -156,8 +157,8 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
     if found is None:
         transaction.execute(_OPEN, (campaign_id, environment))
         found = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
-    if found is None:  # somebody else is at it
-        return Room(state=TrialState.TRIAL)
+    if found is None:
+        return None
     if found[0] != TrialState.TRIAL:
         state, resumed, accepted, bad_token, wrong_topic, gone, moved = found
         counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)

@@ -549,7 +549,7 @@ def test_a_worker_that_stands_still_with_a_trial_does_not_hold_up_those_that_ask
         transaction.execute("SELECT FROM {s}.trials FOR UPDATE")
         with engine.database.transaction() as other:
             other.execute("SET LOCAL lock_timeout = '5s'")
-            assert trials.reserve(other, claim, "production", wanted=1, most=500).pushes == 0
+            assert trials.reserve(other, claim, "production", wanted=1, most=500) is None
 
 
 def test_the_oldest_devices_of_a_large_audience_may_be_refused(engine: Engine) -> None:
