@@ -12,7 +12,7 @@ RETRY_STEPS: Sequence[float] = (1.0, 4.0, 15.0, 60.0, 900.0, 1800.0, 3600.0)
 BLOCKLIST_FIRST = 900.0
 BLOCKLIST_LONGEST = 86_400.0
 
-#: Attempts that end a delivery even when it has not expired.
+#: Attempts that end a delivery even when it has not expired: docs/decisions/024-twelve-attempts.md.
 MAX_ATTEMPTS = 12
 
 
