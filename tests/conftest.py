@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from sender.stack.postgres import Postgres
 from sender.stack.valkey import Valkey
 from sender.store.database import Database
 from sender.store.migrate import migrate
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does: the servers are stopped
 
 if not os.environ.get("CI"):  # where Hypothesis does the same by itself, and draws the same examples each time
     hypothesis_settings.register_profile(
