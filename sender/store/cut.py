@@ -99,28 +99,25 @@ _UNPUBLISH = "UPDATE {s}.batches SET published_at = NULL WHERE id = ANY(%s) AND 
 
 _END_TURN = "UPDATE {s}.campaigns SET fanout_until = NULL WHERE id = %s"
 
-#: Campaign by campaign, so that the retries of paused ones cost nothing; nor those of one that has enough open.
-_DUE_RETRIES = """
-SELECT r.campaign_id, r.device_id, %(open)s - o.batches
+#: Campaign by campaign, so that the retries of paused ones cost nothing; nor those of one that has enough open. Held
+#: until the batches are there to be seen: a fan-out that cannot see them would move its low-water mark past them.
+_WAITING = """
+SELECT c.id, least(c.rate, a.rate, %(installation)s::float8), c.batch_size, %(open)s - o.batches
 FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
 CROSS JOIN LATERAL (
     SELECT count(*) AS batches FROM (
         SELECT FROM {s}.batches b WHERE b.campaign_id = c.id AND b.id > c.low_batch_id AND b.state <> 'done'
         ORDER BY b.id LIMIT %(open)s) AS each
 ) AS o
-CROSS JOIN LATERAL (
-    SELECT campaign_id, device_id FROM {s}.retries
-    WHERE campaign_id = c.id AND batch_id IS NULL AND due_at <= now()
-    ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
-) AS r
 WHERE c.state = 'running' AND a.state = 'active' AND c.finished_at IS NULL AND o.batches < %(open)s
-LIMIT %(most)s
+  AND (SELECT true FROM {s}.retries r
+       WHERE r.campaign_id = c.id AND r.batch_id IS NULL AND r.due_at <= now() ORDER BY r.due_at LIMIT 1)
+ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
 """
 
-#: Held until the batches are there to be seen: a fan-out that cannot see them would move its low-water mark past them.
-_BATCH_SIZES = """
-SELECT c.id, least(c.rate, a.rate, %s::float8), c.batch_size FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
-WHERE c.id = ANY(%s) ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+_DUE_RETRIES = """
+SELECT device_id FROM {s}.retries WHERE campaign_id = %(campaign)s AND batch_id IS NULL AND due_at <= now()
+ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
 """
 
 _ASSIGN = """
@@ -231,22 +228,17 @@ def gather_retries(
     size_at: Callable[[float | None, int], int],
     installation_rate: float | None = None,
 ) -> int:
-    """Put due retries into batches of their campaigns; returns how many. Those of a campaign that has enough open, or
-    whose row somebody else holds, are left for the next time."""
-    gathered = 0
-    by_campaign: dict[int, list[int]] = {}
-    room: dict[int, int] = {}  # batches
-    for campaign_id, device_id, left in transaction.execute(_DUE_RETRIES, {"most": most, "open": MOST_GATHERED}):
-        by_campaign.setdefault(campaign_id, []).append(device_id)
-        room[campaign_id] = left
-    for campaign_id, rate, wanted in transaction.execute(
-        _BATCH_SIZES, (installation_rate, list(by_campaign))
-    ).fetchall():
+    """Put at most `most` due retries into batches of their campaigns; returns how many. The campaigns share them out,
+    each as far as it has room for more open batches; one whose row somebody else holds is left for the next time."""
+    left = most
+    waiting = transaction.execute(_WAITING, {"open": MOST_GATHERED, "installation": installation_rate}).fetchall()
+    for others, (campaign_id, rate, wanted, room) in zip(reversed(range(len(waiting))), waiting, strict=True):
         size = size_at(rate, wanted)
-        ids = sorted(by_campaign[campaign_id][: room[campaign_id] * size])
+        due = {"campaign": campaign_id, "most": min(-(-left // (others + 1)), room * size)}
+        ids = sorted(id for (id,) in transaction.execute(_DUE_RETRIES, due))
         groups = [ids[at : at + size] for at in range(0, len(ids), size)]
         made = insert(transaction, campaign_id, "retry", groups)
         places = [batch_id for batch_id, group in zip(made, groups, strict=True) for _ in group]
         transaction.execute(_ASSIGN, {"ids": ids, "batches": places, "campaign": campaign_id})
-        gathered += len(ids)
-    return gathered
+        left -= len(ids)
+    return most - left
