@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sender.store.database import Transaction
 
 #: Every revision of the schema, oldest first; a test compares them with the migrations.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 HEAD = REVISIONS[-1]
 
 

@@ -12,11 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute("""
-        ALTER TABLE apps
-            ADD COLUMN healing BOOLEAN DEFAULT false NOT NULL,
-            ADD COLUMN paced_at TIMESTAMP WITH TIME ZONE
-    """)
+    op.execute("ALTER TABLE apps ADD COLUMN healing BOOLEAN DEFAULT false NOT NULL")
     op.execute("""
         CREATE INDEX devices_quarantined_idx ON devices (app_id, state_changed_at, id) WHERE state = 'quarantined'
     """)
@@ -24,7 +20,6 @@ def upgrade() -> None:
         ALTER TABLE campaigns
             ADD COLUMN over DOUBLE PRECISION,
             ADD COLUMN finish_by TIMESTAMP WITH TIME ZONE,
-            ADD COLUMN paced_at TIMESTAMP WITH TIME ZONE,
             ADD COLUMN canary JSONB,
             ADD COLUMN canary_state TEXT,
             ADD COLUMN retested BIGINT DEFAULT '0' NOT NULL,
