@@ -58,6 +58,7 @@ class Breakers:
         self._ready_at: dict[str, float] = {}  # of those that are not closed: when a probe may be asked for (monotonic)
         self._probes: dict[str, Probe] = {}
         self._closed_again: set[str] = set()
+        self._overtaken: set[str] = set()  # those whose last probe said nothing
 
     #: Seconds from now in which a probe may be asked for already: clocks differ a little.
     SOON = 0.05
@@ -160,13 +161,17 @@ class Breakers:
     def end_probe(self, identity: str, answer: Answer | None, *, throttled: bool = False) -> None:
         """Close the breaker, or open it again, by the probe's answer (None: it was not sent, because its claim had to
         stop). `throttled`: to a device that was throttled before, whose being so again says nothing."""
+        void = answer is None or overtaken(answer)
         with self._lock:
             probe = self._probes.pop(identity, None)
+            again = void and identity in self._overtaken  # as where every connection is closed in order at once
+            self._overtaken = self._overtaken | {identity} if void else self._overtaken - {identity}
         if probe is None:
             return
         with self._database.transaction() as transaction:
-            if answer is None or overtaken(answer):
-                breakers.give_back_probe(transaction, identity, probe.until)
+            if answer is None or void:
+                seconds = self.patience() if again else 0.0
+                breakers.give_back_probe(transaction, identity, probe.until, seconds=seconds)
             elif throttled and concerns_device(answer):
                 breakers.give_back_probe(transaction, identity, probe.until, seconds=self._same_again(identity))
             elif clears(answer):

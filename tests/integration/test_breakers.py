@@ -303,6 +303,20 @@ def test_a_probe_that_says_nothing_is_followed_by_another_at_once(engine: Engine
     assert state_of(engine).trips == 1
 
 
+def test_probes_that_say_nothing_time_and_again_are_no_storm(engine: Engine) -> None:
+    engine.add_devices(50)
+    engine.enqueue()
+    do(engine, breakers.trip, PRODUCTION, Opening(cause="x", chance=1.0))
+    age(engine, 6)
+    engine.start()
+    engine.answer(lambda push: NotProcessed(cause="goaway: NO_ERROR"))  # to whoever connects
+    engine.work()
+    assert len(engine.apns.client.pushes) == 2
+    found = state_of(engine)
+    assert (found.state, found.trips) == (BreakerState.OPEN, 1)
+    assert found.wait > 0
+
+
 @pytest.mark.parametrize(("times", "openings"), [(1, 1), (0, 2)])
 def test_a_probe_to_a_device_that_is_throttled_once_more_lengthens_no_rest(
     engine: Engine, times: int, openings: int

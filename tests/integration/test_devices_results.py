@@ -169,9 +169,7 @@ def test_a_throttled_device_rests_longer_each_time_and_a_success_ends_it(databas
     assert column(database, "blocklisted_until", ids[0]) == REGISTERED + 2 * HOUR
     rested = Rested(device_id=ids[0], times=2)
     with database.transaction() as transaction:
-        assert (
-            devices.clear_blocklist(transaction, [replace(rested, times=1)], SUMMER) == 0
-        )  # throttled again since
+        assert devices.clear_blocklist(transaction, [replace(rested, times=1)], SUMMER) == 0  # throttled again since
         assert devices.clear_blocklist(transaction, [rested], SUMMER) == 1
         assert devices.clear_blocklist(transaction, [rested], SUMMER) == 0
     assert column(database, "(state, blocklisted_times, blocklisted_until)::text", ids[0]) == "(active,0,)"
