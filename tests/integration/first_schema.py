@@ -105,21 +105,27 @@ WHERE c.id = %(campaign)s AND (n %% 10 <> 0 OR n %% 40 = 0)
 
 def make(url: str, schema: str) -> None:
     """Migrate a new schema to the first revision, and fill it."""
-    engine = migrate._engine(url)
-    with engine.connect() as connection, connection.begin():
-        connection.execute(sa.schema.CreateSchema(schema))
-        connection.execute(sa.text("SELECT set_config('search_path', :path, true)"), {"path": f'"{schema}"'})
-        config = migrate._config(schema)
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        partitions.ensure_ahead(Transaction(driver_connection(connection), schema))
-    engine.dispose()
+    with psycopg.connect(url) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    upgrade(url, schema, "0001")
     with psycopg.connect(url) as connection:
         connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
         connection.execute(_APPS)
         connection.execute(_DEVICES)
         _add_campaigns(connection)
         _add_work(connection)
+
+
+def upgrade(url: str, schema: str, revision: str) -> None:
+    """Migrate a schema as the version did whose newest revision this was."""
+    engine = migrate._engine(url)
+    with engine.connect() as connection, connection.begin():
+        connection.execute(sa.text("SELECT set_config('search_path', :path, true)"), {"path": f'"{schema}"'})
+        config = migrate._config(schema)
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        partitions.ensure_ahead(Transaction(driver_connection(connection), schema))
+    engine.dispose()
 
 
 def contents(url: str, schema: str) -> dict[str, list[dict[str, Any]]]:

@@ -12,6 +12,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from sender.client import Sender
+from sender.errors import SchemaVersionError
 from sender.settings import Settings
 from sender.store.database import Database
 from sender.store.migrate import migrate, status
@@ -74,6 +75,19 @@ def test_a_credential_that_rested_goes_on_resting(postgres_url: str, schema: str
         assert connection.execute(rests).fetchall() == held
         assert len(held) == 1
         assert connection.execute("SELECT to_regclass('holds')").fetchone() == (None,)
+
+
+def test_a_schema_of_the_second_migration_is_refused_and_goes_on_where_it_was(postgres_url: str, schema: str) -> None:
+    first_schema.upgrade(postgres_url, schema, "0002")
+    settings = Settings(database_url=SecretStr(postgres_url), database_schema=schema)
+    with Sender(settings=settings) as sender, pytest.raises(SchemaVersionError, match=r"0002.*run `sender migrate`"):
+        sender.campaigns.report("running")
+    migrate(postgres_url, schema)
+    with Sender(settings=settings) as sender:
+        sender.campaigns.pause("running")
+        sender.campaigns.resume("running")
+        sender.apps.set_rate("com.example.news", 100)
+        assert sender.campaigns.report("running").state == "running"
 
 
 def test_what_was_running_completes_and_reaches_everybody_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
