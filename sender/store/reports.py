@@ -132,7 +132,8 @@ CROSS JOIN LATERAL (SELECT least(c.rate, a.rate, %(installation)s::float8) AS ra
 CROSS JOIN LATERAL (
     SELECT least(greatest(%(window)s, 10 / pace.rate), 12 * %(window)s) AS longest
 ) measured
-CROSS JOIN LATERAL ( -- since when the speed is measured, and the fewest seconds that say something of it
+CROSS JOIN LATERAL ( -- since when the speed is measured, the fewest seconds that say something of it, and the largest
+                     -- batch that is surely sent in one go: without a limit too, since a credential may be slowed down
     SELECT greatest(clock_timestamp() - make_interval(secs => longest), c.started_at,
                     greatest(c.paced_at, a.paced_at) + make_interval(secs => %(heeded)s)) AS since,
            least(longest, greatest(0.1, 1 / pace.rate)) AS shortest,
@@ -146,8 +147,7 @@ CROSS JOIN LATERAL (
            coalesce(sum(size - sent - rejected - skipped - expired - unknown - cancelled - failed)
                     FILTER (WHERE state = 'claimed' AND kind <> 'retry'), 0)::bigint AS claimed,
            coalesce(sum(sent + rejected + unknown)
-                    FILTER (WHERE ended_at > w.since AND (epoch < 2 OR size <= coalesce(w.fits, size))), 0)::bigint
-               AS lately
+                    FILTER (WHERE ended_at > w.since AND (epoch < 2 OR size <= w.fits)), 0)::bigint AS lately
     FROM (
         SELECT finished_at AS ended_at, epoch, size, state, kind, sent, rejected, skipped, expired, unknown, cancelled,
                failed
@@ -159,7 +159,7 @@ CROSS JOIN LATERAL (
         WHERE c.totals IS NOT NULL
     ) AS counted
 ) b
-CROSS JOIN LATERAL ( -- of batches that were cut at a higher rate, and come back again and again with what is left
+CROSS JOIN LATERAL ( -- of batches that are too large for their rate, and come back again and again with what is left
     SELECT count(*) AS lately_of_large
     FROM {s}.batches b CROSS JOIN LATERAL unnest(b.device_ids) AS i(id) CROSS JOIN LATERAL (
         SELECT true AS final FROM {s}.deliveries l

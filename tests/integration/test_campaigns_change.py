@@ -170,13 +170,16 @@ def test_the_speed_counts_no_answers_from_before_a_change_of_a_rate(
     assert sender.campaigns.report("spring").rate_now == pytest.approx(0.2, rel=0.1)
 
 
-def test_the_speed_of_batches_that_were_cut_at_a_higher_rate_is_that_of_their_devices(engine: Engine) -> None:
+@pytest.mark.parametrize("rate", [1, pytest.param(None, id="slowed down by its credential alone")])
+def test_the_speed_of_batches_that_were_cut_at_a_higher_rate_is_that_of_their_devices(
+    engine: Engine, rate: float | None
+) -> None:
     engine.add_devices(40)
     engine.enqueue(batch_size=40)
     engine.start()
     claim_of(engine, engine.queue[0])
     with engine.database.transaction() as transaction:
-        transaction.execute("UPDATE {s}.campaigns SET rate = 1, started_at = now() - interval '1 minute'")
+        transaction.execute("UPDATE {s}.campaigns SET rate = %s, started_at = now() - interval '1 minute'", (rate,))
         transaction.execute(
             "INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, outcome, at) "
             "SELECT c.started_on, c.id, d.id, 'sent', now() - (d.id - 1) * interval '1 second' "
