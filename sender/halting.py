@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from sender.store import halts
-from sender.store.database import Database, is_outage
+from sender.store.database import Database
+from sender.store.outages import is_outage
 
 #: Seconds that an order waits for the workers: a pause stops new pushes within them.
 PATIENCE = 1.0

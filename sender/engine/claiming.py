@@ -9,7 +9,8 @@ from sender.engine.preparing import Work
 from sender.engine.runtime import Runtime
 from sender.store import batches, intents, sending
 from sender.store.batches import Claim
-from sender.store.database import Transaction, is_outage
+from sender.store.database import Transaction
+from sender.store.outages import is_outage
 
 log = structlog.get_logger()
 

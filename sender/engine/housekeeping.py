@@ -15,7 +15,8 @@ from sender.engine.mishaps import apart, survived
 from sender.engine.retention import retain
 from sender.settings import Settings
 from sender.store import imports, partitions, workers
-from sender.store.database import BUSY, Database
+from sender.store.database import Database
+from sender.store.outages import BUSY
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from sender.store.database import is_away, is_outage
+from sender.store.outages import is_away, is_outage
 
 log = structlog.get_logger()
 

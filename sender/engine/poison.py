@@ -6,7 +6,8 @@ import structlog
 
 from sender.redaction import redact
 from sender.store import poison
-from sender.store.database import Database, is_outage
+from sender.store.database import Database
+from sender.store.outages import is_outage
 
 log = structlog.get_logger()
 

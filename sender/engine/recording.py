@@ -21,8 +21,9 @@ from sender.policy.states import Outcome
 from sender.store import apps, batches, breakers, devices, healing, intents, ledger, lifecycle, quarantine
 from sender.store.batches import Claim
 from sender.store.breakers import Opening
-from sender.store.database import Transaction, is_outage
+from sender.store.database import Transaction
 from sender.store.devices import Gone
+from sender.store.outages import is_outage
 
 log = structlog.get_logger()
 

@@ -12,7 +12,8 @@ import structlog
 from sender.policy.retention import Step, changelog_step, ledger_step
 from sender.settings import Settings
 from sender.store import folding, partitions, quarantine, retention
-from sender.store.database import BUSY, Database, Transaction
+from sender.store.database import Database, Transaction
+from sender.store.outages import BUSY
 from sender.store.partitions import CHANGELOG, LEDGER, Month
 
 log = structlog.get_logger()

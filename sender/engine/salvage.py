@@ -18,7 +18,7 @@ from sender.policy.outcomes import INTERNAL_ERROR
 from sender.policy.states import Outcome
 from sender.policy.verdict import Final
 from sender.store.batches import Claim, Target
-from sender.store.database import is_outage
+from sender.store.outages import is_outage
 
 log = structlog.get_logger()
 

@@ -9,7 +9,8 @@ import structlog
 
 from sender.engine.mishaps import apart
 from sender.store import baselines, trials
-from sender.store.database import BUSY, Database, Transaction
+from sender.store.database import Database, Transaction
+from sender.store.outages import BUSY
 
 log = structlog.get_logger()
 

@@ -23,7 +23,8 @@ from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from sender.errors import ConfigurationError, DatabaseUnavailableError, InvalidInputError, SchemaVersionError
+from sender.errors import ConfigurationError, DatabaseUnavailableError, SchemaVersionError
+from sender.store.outages import first_line, no_connection, refusal
 from sender.store.schema import check as check_schema
 
 _DIALECT = PGDialect_psycopg()
@@ -32,25 +33,6 @@ RECONNECT = 1.0
 #: How a connection finds out that its server's host is gone without a word (a failover, a cut cable): in half a minute,
 #: where the system would wait for a quarter of an hour. What the URL says of these goes before.
 _VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
-#: Errors without an SQLSTATE after which the same transaction can simply be run again.
-_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, PoolTimeout)
-#: Errors of a transaction that somebody was in the way of: another time it may have its locks.
-BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
-
-#: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
-_OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
-
-#: SQLSTATEs that speak of the server as a whole: no connection, no resources, shutting down or starting, a standby.
-_AWAY = ("08", "25006", "53", "57P", "58")
-
-#: What PostgreSQL and PgBouncer say when there are too many connections.
-_TOO_MANY = (
-    "too many clients",
-    "remaining connection slots",
-    "too many connections",
-    "no more connections allowed",
-)
-
 Params = Mapping[str, Any] | Sequence[Any] | None
 
 
@@ -171,10 +153,10 @@ class Database:
                 yield self._checked_transaction(connection)
         except psycopg.errors.UndefinedTable as error:
             raise SchemaVersionError(
-                f"schema {self.schema!r} is not migrated ({_first_line(error)}): run `sender migrate`"
+                f"schema {self.schema!r} is not migrated ({first_line(error)}): run `sender migrate`"
             ) from None
         except (UnicodeEncodeError, psycopg.DataError) as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
         finally:
             pool.putconn(connection)
 
@@ -200,7 +182,7 @@ class Database:
             else:
                 yield self._checked_transaction(driver)
         except (UnicodeEncodeError, psycopg.DataError) as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
 
     @contextmanager
     def within(self, connection: Any | None) -> Iterator[Transaction]:
@@ -286,52 +268,3 @@ def normalise_url(url: str) -> str:
             "percent-encoded, as in p%40ss for p@ss"
         ) from None
     return f"postgresql://{rest}"
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the same transaction may succeed later as it is: the server is away, full, busy or not migrated. False
-    for an error of its data, and for everything that is not PostgreSQL's."""
-    if isinstance(error, (DatabaseUnavailableError, PoolTimeout)):
-        return True
-    if not isinstance(error, psycopg.Error):
-        return False
-    if error.sqlstate is None:
-        return isinstance(error, _TRANSIENT)
-    if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
-        return True  # a partition is missing: of the table, not of the row
-    return error.sqlstate[:2] not in _OF_DATA
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether the server cannot be had at all: then nothing else that needs it works at this moment either."""
-    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
-        return is_outage(error)
-    return error.sqlstate.startswith(_AWAY)
-
-
-def _refusal(error: UnicodeEncodeError | psycopg.DataError) -> Exception:
-    """Bad input where the error says that PostgreSQL cannot hold a value; else the error itself."""
-    match error:
-        case UnicodeEncodeError():
-            return InvalidInputError("text", ["holds half a surrogate pair: it is no UTF-8"])
-        case psycopg.errors.NumericValueOutOfRange() | psycopg.errors.DatetimeFieldOverflow():
-            return InvalidInputError("number or time", ["is too large or too small to be kept"])
-        case _ if error.sqlstate is None and "NUL" in str(error):
-            return InvalidInputError("text", ["holds a NUL character, which PostgreSQL does not keep"])
-        case _:
-            return error
-
-
-def no_connection(error: BaseException) -> str:
-    """What is wrong when no connection can be had, and what to do about it."""
-    line = _first_line(error)
-    if any(mark in line for mark in _TOO_MANY):
-        return (
-            f"PostgreSQL has no connection left for us ({line}); raise its max_connections, run fewer processes, lower "
-            "SENDER_DATABASE_POOL_SIZE, or put PgBouncer in between: see docs/deployment.md"
-        )
-    return f"PostgreSQL does not answer: {line}; check SENDER_DATABASE_URL and that it is running"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,8 @@ from sender.policy.states import Outcome
 from sender.policy.verdict import Again, Final
 from sender.store import intents
 from sender.store.batches import Claim, as_array
-from sender.store.database import Transaction, is_outage
+from sender.store.database import Transaction
+from sender.store.outages import is_outage
 
 #: Deliveries that wait for a retry and are ended in one transaction: all of a large campaign's would take minutes.
 MOST_ENDED = 20_000

@@ -14,7 +14,8 @@ from alembic.script import ScriptDirectory
 
 from sender.errors import ConflictError, DatabaseUnavailableError
 from sender.store import partitions
-from sender.store.database import Transaction, driver_connection, no_connection, normalise_url
+from sender.store.database import Transaction, driver_connection, normalise_url
+from sender.store.outages import no_connection
 
 OLDEST_SERVER = 140000
 _LOCK = 0x617073  # one migration at a time: a transaction-level advisory lock

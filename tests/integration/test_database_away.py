@@ -24,8 +24,9 @@ from sender.stack.account import forget_homes
 from sender.stack.datadir import DataDirectory
 from sender.stack.postgres import Postgres
 from sender.store import batches
-from sender.store.database import Database, is_away, is_outage
+from sender.store.database import Database
 from sender.store.migrate import migrate
+from sender.store.outages import is_away, is_outage
 from tests.integration.engine import Engine, engine_on
 
 #: What the small server has for ordinary roles.
