@@ -7,6 +7,7 @@ import json
 import structlog
 
 from sender.engine.fanout import RESERVED
+from sender.engine.mishaps import apart
 from sender.store import canaries, lifecycle, partitions, references, workers
 from sender.store.database import Database
 from sender.store.lifecycle import Due
@@ -20,10 +21,8 @@ def tick(database: Database) -> list[tuple[int, str]]:
         workers.pulse(transaction, "tick")
         due = lifecycle.due(transaction)
     for campaign in due:
-        try:
+        with apart("campaign_start_failed", campaign=campaign.key):
             _start(database, campaign)
-        except Exception:  # one that cannot start must not keep the others from it
-            log.exception("campaign_start_failed", campaign=campaign.key)
     with database.transaction() as transaction:
         return lifecycle.take_fanout(transaction, seconds=RESERVED)
 

@@ -20,14 +20,15 @@ from sender.engine.recording import record
 from sender.engine.results import Results
 from sender.engine.sweep import end_open
 from sender.engine.tick import tick
+from sender.errors import DatabaseUnavailableError
 from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.pace import batch_size
 from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import apps, batches, breakers, cut, limits, sending
+from sender.store import apps, batches, breakers, cut, lifecycle, limits, sending
 from sender.store.batches import Claim
 from sender.store.breakers import Opening
-from sender.store.database import Database
+from sender.store.database import Database, Transaction
 from sender.store.limits import Limit
 from tests.integration.engine import BUNDLE, Engine, engine_on, token_of
 
@@ -307,6 +308,24 @@ def test_retries_gathered_beside_a_fan_out_are_not_passed_over(engine: Engine) -
     engine.run()
     assert engine.outcomes() == {"sent": 1000}
     assert engine.report().state == "completed"
+
+
+def test_a_database_that_goes_away_is_not_waited_for_once_for_each_campaign_that_starts(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(1)
+    for key in ("a", "b", "c"):
+        engine.enqueue(key)
+    tried: list[int] = []
+
+    def away(transaction: Transaction, campaign_id: int) -> bool:
+        tried.append(campaign_id)
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(lifecycle, "starts_alone", away)
+    with pytest.raises(DatabaseUnavailableError):
+        engine.start()
+    assert len(tried) == 1
 
 
 def test_a_campaign_that_cannot_start_does_not_keep_the_others_from_it(engine: Engine) -> None:
