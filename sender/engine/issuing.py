@@ -21,6 +21,9 @@ log = structlog.get_logger()
 #: How often a push that was provably not processed is issued again at once, before the queue has it back.
 RESENDS = 2
 
+#: Seconds before a batch asks for a grant anew that gave one up, since its pushes waited for a stream for long.
+CROWDED = 0.5
+
 #: Causes of a push that was not processed and that is not issued again by the same claim.
 _NOT_AT_ONCE = ("connect", "recalled")
 
@@ -70,6 +73,8 @@ def _issue_round(
     for part, future in waiting:
         for at, answer in zip(part, future.result(), strict=True):
             answers[at] = answer
+        if answers[part[-1]] is None and not lease.stopped.is_set():
+            plan.rest = max(plan.rest, CROWDED)
 
 
 def _issue_group(

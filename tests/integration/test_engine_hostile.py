@@ -148,6 +148,29 @@ def test_a_client_that_fails_in_the_middle_of_a_batch_loses_no_answer(
     assert set(engine.received.values()) == {1}
 
 
+def test_a_batch_whose_grants_are_given_up_for_want_of_streams_does_not_come_ever_more_rarely(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(10)
+    engine.enqueue(batch_size=10, rate=2000.0)
+    engine.start()
+    real, asleep = time.monotonic, [0.0]
+    monkeypatch.setattr("sender.engine.runtime.time.monotonic", lambda: real() + asleep[0])
+
+    async def ready() -> None:
+        asleep[0] += 1.0
+
+    monkeypatch.setattr(engine.apns.client, "ready", ready)
+    for _ in range(3):
+        engine.bring_forward()
+        engine.sweep()
+        engine.work()
+    assert not engine.received
+    assert engine.rows(
+        "SELECT epoch, setbacks, due_at BETWEEN now() AND now() + interval '1 second' FROM {s}.batches"
+    ) == [(3, 0, True)]
+
+
 @pytest.mark.parametrize(("rate", "issued"), [(2000.0, 64), (None, 100)])
 def test_pushes_that_waited_for_a_stream_for_long_are_not_issued_by_a_grant_of_then(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, rate: float | None, issued: int
