@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from datetime import datetime
 
 import structlog
 
@@ -49,27 +50,9 @@ def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
 
 
 def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer | None]) -> Results:
-    """What the answers come to, with what was decided without one. What went out is weighed whatever breaks: it must
-    not go out again for an error of ours."""
-    claim = lease.claim
-    terms = Terms(
-        at_least_once=claim.campaign.delivery == "at_least_once",
-        expiration=claim.waits_until,
-        backoff_scale=runtime.settings.backoff_scale,
-    )
+    """What the answers come to, with what was decided without one."""
     now = lease.now()
-
-    def judged(some: Sequence[Answered]) -> Results:
-        return weigh(
-            claim, some, credentials=plan.credentials, probes=plan.probes, terms=terms, now=now, chance=random.random
-        )
-
-    answered = list(zip(plan.targets, plan.pushes, answers, strict=True))
-    try:
-        results = judged(answered)
-    except Exception:
-        log.exception("weighing_broke", batch=claim.batch_id, campaign=claim.campaign.key)
-        results = weigh_apart(claim, answered, judged)
+    results = _judge(runtime, lease, plan, answers, now)
     results.finals += plan.finals
     results.again += plan.again
     results.untouched += plan.untouched
@@ -82,6 +65,28 @@ def _weigh(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer 
     results.moves = plan.moves
     results.tallies, results.guard = tally(plan, answers), runtime.guard
     return results
+
+
+def _judge(runtime: Runtime, lease: Lease, plan: Plan, answers: Sequence[Answer | None], now: datetime) -> Results:
+    """Weigh the answers. What went out is weighed whatever breaks: it must not go out again for an error of ours."""
+    claim = lease.claim
+    terms = Terms(
+        at_least_once=claim.campaign.delivery == "at_least_once",
+        expiration=claim.waits_until,
+        backoff_scale=runtime.settings.backoff_scale,
+    )
+
+    def judged(some: Sequence[Answered]) -> Results:
+        return weigh(
+            claim, some, credentials=plan.credentials, probes=plan.probes, terms=terms, now=now, chance=random.random
+        )
+
+    answered = list(zip(plan.targets, plan.pushes, answers, strict=True))
+    try:
+        return judged(answered)
+    except Exception:
+        log.exception("weighing_broke", batch=claim.batch_id, campaign=claim.campaign.key)
+        return weigh_apart(claim, answered, judged)
 
 
 def _without_probes(plan: Plan, answers: Sequence[Answer | None]) -> Sequence[Answer | None]:

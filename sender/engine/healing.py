@@ -152,14 +152,8 @@ def _probe(
         found: list[Answer | None] = [None] * len(left)
         send(part, found)
         for at, answer in zip(left, found, strict=True):
-            refusal = answers[at]
-            if answer is not None and refusal is not None:
-                counts = answer if last else settle(refusal, answer)
-                answers[at] = ACCEPTED if type(counts) is Accepted else counts
-                if counts is not refusal:
-                    plan.probes[plan.targets[at].device_id] = credential
-                elif (rule := rule_for(answer)).halt is Halt.HOLD_CREDENTIAL:  # the refusal stands, and so does this
-                    plan.holds.append((rule, credential))
+            if answer is not None:
+                answers[at] = _settle(plan, at, answers[at], answer, credential=credential, last=last)
         left = [at for at, answer in zip(left, found, strict=True) if answer is None]
         rests = part.rest == 0.0 or time.monotonic() + part.rest > end
         if rests or lease.stopped.wait(part.rest):
@@ -172,6 +166,18 @@ def _probe(
 
 def _elsewhere(own: dict[str, CredentialRef], environment: str) -> CredentialRef:
     return next(credential for stored, credential in own.items() if stored != environment)
+
+
+def _settle(
+    plan: Plan, at: int, refusal: Answer | None, answer: Answer, *, credential: CredentialRef, last: bool
+) -> Answer:
+    """Which answer counts of a push that was refused and then sent with another credential, noted with whose it is."""
+    counts = answer if last or refusal is None else settle(refusal, answer)
+    if counts is answer:
+        plan.probes[plan.targets[at].device_id] = credential
+    elif (rule := rule_for(answer)).halt is Halt.HOLD_CREDENTIAL:  # the refusal stands, and so does this
+        plan.holds.append((rule, credential))
+    return ACCEPTED if type(counts) is Accepted else counts
 
 
 def _move(plan: Plan, at: int, accepted: str) -> Move:

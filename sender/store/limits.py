@@ -5,7 +5,7 @@ on by its own share, from its own time: a limit that could have gone earlier los
 time is not banked, so that no burst follows a pause; only a small lateness is forgiven, so that delays of milliseconds
 do not add up. A campaign's own limit, under which nothing else is, moves on from the start itself: what another limit
 has put off is not made up for when that one is lifted. The rows are locked in the order in which the scopes are given:
-installation, app, campaign.
+installation, app, campaign, and the pace of a credential last.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CREATE = "INSERT INTO {s}.limits (scope) SELECT unnest(%s::text[]) ON CONFLICT 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A scope (installation, app:ID, campaign:ID) and its rate in pushes a second."""
+    """A scope (installation, app:ID, campaign:ID, credential:IDENTITY) and its rate in pushes a second."""
 
     scope: str
     rate: float

@@ -121,16 +121,22 @@ def test_the_limit_of_the_app_counts_too(app: int, sender: Sender) -> None:
     assert sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=None, expires_in=60).warnings
 
 
-def test_a_running_campaign_has_its_speed_its_end_and_its_warning(app: int, sender: Sender, database: Database) -> None:
-    sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=10, finish_by=SOON)
-    id_ = start(database, "spring", audience_estimate=1000)
+def add_answers(database: Database, campaign_id: int, *, size: int, every: float) -> None:
+    """Have a campaign run for 100 seconds, and batches of this size be answered in the last 20 of them."""
     with database.transaction() as transaction:
         transaction.execute("UPDATE {s}.campaigns SET started_at = now() - interval '100 seconds'")
         transaction.execute(
             "INSERT INTO {s}.batches (campaign_id, device_ids, size, state, sent, finished_at) "
-            "SELECT %s, '{}', 10, 'done', 10, now() - n * interval '1 second' FROM generate_series(1, 20) AS n",
-            (id_,),
+            "SELECT %(id)s, '{}', %(size)s, 'done', %(size)s, now() - n * make_interval(secs => %(every)s) "
+            "FROM generate_series(1, %(count)s) AS n",
+            {"id": campaign_id, "size": size, "every": every, "count": int(20 / every)},
         )
+
+
+def test_a_running_campaign_has_its_speed_its_end_and_its_warning(app: int, sender: Sender, database: Database) -> None:
+    sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=10, finish_by=SOON)
+    id_ = start(database, "spring", audience_estimate=1000)
+    add_answers(database, id_, size=10, every=1.0)
     report = sender.campaigns.report("spring")
     assert report.rate_now == pytest.approx(10, rel=0.3)
     assert report.rate_average == pytest.approx(2, rel=0.2)
@@ -147,13 +153,7 @@ def test_the_speed_counts_no_answers_from_before_a_change_of_a_rate(
 ) -> None:
     sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, rate=1000)
     id_ = start(database, "spring", audience_estimate=100_000)
-    with database.transaction() as transaction:
-        transaction.execute("UPDATE {s}.campaigns SET started_at = now() - interval '100 seconds'")
-        transaction.execute(
-            "INSERT INTO {s}.batches (campaign_id, device_ids, size, state, sent, finished_at) "
-            "SELECT %s, '{}', 50, 'done', 50, now() - n * interval '50 milliseconds' FROM generate_series(1, 400) AS n",
-            (id_,),
-        )
+    add_answers(database, id_, size=50, every=0.05)
     assert sender.campaigns.report("spring").rate_now == pytest.approx(1000, rel=0.3)
     if whose == "campaign":
         sender.campaigns.change("spring", rate=0.2)
