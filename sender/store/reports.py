@@ -137,7 +137,7 @@ CROSS JOIN LATERAL ( -- since when the speed is measured, the fewest seconds tha
     SELECT greatest(clock_timestamp() - make_interval(secs => longest), c.started_at,
                     greatest(c.paced_at, a.paced_at) + make_interval(secs => %(heeded)s)) AS since,
            least(longest, greatest(0.1, 1 / pace.rate)) AS shortest,
-           CASE WHEN pace.rate IS NOT NULL THEN greatest(2, 2 * floor(pace.rate * %(share)s)) END AS fits
+           greatest(2, 2 * floor(pace.rate * %(share)s)) AS fits
 ) w
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(sent), 0)::bigint AS sent, coalesce(sum(rejected), 0)::bigint AS rejected,
