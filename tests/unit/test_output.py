@@ -69,7 +69,7 @@ def test_the_command_ends_with_a_code_of_its_own_for_it(
     def broken(_words: object) -> None:
         raise RuntimeError(f"who is {'cd' * 32}?")
 
-    monkeypatch.setattr(cli, "make_app", broken)
+    monkeypatch.setattr("sender.cli.root.make_app", broken)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     shown = capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_an_interruption_and_a_full_disk_are_no_bugs(
     def broken(_words: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "make_app", broken)
+    monkeypatch.setattr("sender.cli.root.make_app", broken)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     shown = capsys.readouterr().err
