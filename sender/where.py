@@ -11,6 +11,7 @@ keeps texts). "…" makes a text of them, `attributes.locale` an attribute of a 
 from __future__ import annotations
 
 import json
+import math
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,7 @@ _CONDITION = re.compile(
     r"\s*(?P<name>[^\s=!<>]+)\s*(?P<operator><=|>=|!=|==|=|<|>|\s(?:not\s+in|in|has)\s)\s*(?P<value>.*?)\s*",
     re.DOTALL | re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _ITEM = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)')
 _PREFIX = "attributes."
 _LONGEST_SHOWN = 200  # characters of a condition that an error repeats
@@ -75,8 +76,10 @@ def _attribute(text: str, name: str, operator: str, value: str) -> seg.Segment:
         case "has":
             found = _any([read({"attribute": name, "contains": one}) for one in _either(value)])
         case _:
-            number = _value(value)
-            return read({"attribute": name, operator: number if isinstance(number, int | float) else value})
+            bound = _value(value)
+            if isinstance(bound, str) and _NUMBER.fullmatch(value):
+                raise _fault(text, "the number is too large")
+            return read({"attribute": name, operator: value if bound is None or isinstance(bound, bool) else bound})
     return ~found if operator in ("!=", "not in") else found
 
 
@@ -134,8 +137,8 @@ def _value(value: str) -> Any:
             return value[1:-1]
     if value.lower() in _WORDS:
         return _WORDS[value.lower()]
-    if _NUMBER.fullmatch(value):
-        return int(value) if re.fullmatch(r"[+-]?\d+", value) else float(value)
+    if _NUMBER.fullmatch(value) and math.isfinite(number := float(value)):
+        return int(value) if re.fullmatch(r"[+-]?\d+", value) else number
     return value
 
 

@@ -169,6 +169,10 @@ def test_a_segment_knows_which_campaigns_it_names() -> None:
         ("tags has news", Segment.contains("tags", "news")),
         ("vip=true", Segment.one_of("vip", [True, "true"])),
         ("age=30", Segment.one_of("age", [30, "30"])),
+        ("version>=true", Compare(attribute="version", operator=">=", value="true")),
+        ("age>=1e300", Compare(attribute="age", operator=">=", value=1e300)),
+        ("code=1e400", Segment.one_of("code", ["1e400"])),
+        ('version>="1e400"', Compare(attribute="version", operator=">=", value="1e400")),
         ('age="30"', Segment.one_of("age", ["30"])),
         ("plan=null", Segment.one_of("plan", [None, "null"])),
         ("plan=", Segment.one_of("plan", [""])),
@@ -203,6 +207,10 @@ def test_a_where_condition_means_its_segment(text: str, segment: Segment) -> Non
         "registered>=2027-01-01T10:00",
         "plan=\x00",
         "user has x",
+        "age>=1e400",
+        "age<-1e400",
+        f"age<{'9' * 5000}",
+        f"age={'9' * 31}",
     ],
 )
 def test_a_malformed_condition_is_refused_with_its_text(text: str) -> None:
