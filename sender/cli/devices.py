@@ -24,6 +24,7 @@ from sender.errors import InvalidInputError
 from sender.imports import ImportReport, InactiveAs, Options, Progress, Stage, parse_map, parse_types
 from sender.model import Environment
 from sender.policy.states import DeviceState
+from sender.private_files import open_private
 from sender.tokens import prefix
 
 app = typer.Typer(no_args_is_help=True)
@@ -199,8 +200,7 @@ def _output(path: Path | None) -> Iterator[Any]:
         yield sys.stdout
         return
     try:
-        path.touch(mode=0o600)
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with open_private(path) as file:
             yield file
     except OSError as error:
         raise InvalidInputError(str(path), [f"it cannot be written: {error.strerror}"]) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from sender.imports.options import BadLine, ImportReport, Options, Progress, Sta
 from sender.imports.reading import Source, open_source
 from sender.imports.rows import STAGED, RowReader
 from sender.model import Environment
+from sender.private_files import open_private
 from sender.store.database import Database
 from sender.store.imports import SLICE, Merged, Staging, analyze
 
@@ -197,7 +197,6 @@ class _Rejects:
 
     def _open(self, path: Path) -> None:
         with self._writing(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._file = os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="")
+            self._file = open_private(path, errors="surrogateescape")
         self._writer = csv.writer(self._file)
         self._writer.writerow(["line", "reason", *(self._source.header or ["record"])])

@@ -174,8 +174,9 @@ def test_inactive_rows_are_known_and_not_sent_to(sender: Sender) -> None:
 def test_bad_lines_go_to_a_file_of_their_own_and_good_ones_land(sender: Sender, tmp_path: Path) -> None:
     file = tmp_path / "devices.csv.gz"
     file.write_bytes(gzip.compress(b"token,user\nabcd,u1\nabc,u2\nef01,u3\n"))
-    report = sender.devices.import_file(file, app=APP)
     rejects = tmp_path / "devices.csv.gz.rejects.csv"
+    rejects.touch(mode=0o644)  # of an import before, made readable
+    report = sender.devices.import_file(file, app=APP)
     assert (report.added, report.rejected, report.rejects) == (2, 1, rejects)
     assert rejects.read_text().splitlines()[1].startswith('3,"it has an odd number of hex digits')
     assert rejects.read_text().splitlines()[1].endswith(",abc,u2")
