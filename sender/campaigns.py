@@ -96,7 +96,10 @@ class Campaign:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why it cannot finish before it expires, or by its `finish_by`; of the enqueueing, then of the last report."""
+        """Why it will not start, reaches nobody, or cannot finish before it expires, or by its `finish_by`.
+
+        Of the enqueueing, then of the last report.
+        """
         return self._warnings
 
     def pause(self, reason: str | None = None) -> Campaign:
@@ -252,8 +255,9 @@ class Campaigns:
             raise InvalidCampaignError("campaign", ["send_at: has no time zone: pass an aware datetime"])
         with self._services.database.transaction() as transaction:
             row = store.schedule(transaction, key, actor=actor, send_at=send_at)
+            warnings = foresee_enqueued(transaction, row, installation_rate=self._services.settings.rate)
         self._services.nudge()
-        return Campaign(self, row)
+        return Campaign(self, row, warnings=warnings)
 
     def get(self, key: str) -> Campaign:
         """A handle on a campaign. Raises `NotFoundError`."""

@@ -14,7 +14,7 @@ from sender.campaign_plan import Plan
 from sender.errors import NotFoundError
 from sender.model import TOPIC_SUFFIX, CredentialKind, Environment, PushType
 from sender.policy.states import AppState, CampaignState
-from sender.prospects import FOREVER, start_missed, too_late
+from sender.prospects import FOREVER, nobody, start_missed, too_late
 from sender.settings import Settings
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
@@ -58,10 +58,12 @@ class Rehearsal:
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Why it will not start, or cannot finish before it expires, or by its `finish_by`."""
+        """Why it will not start, reaches nobody, or cannot finish before it expires, or by its `finish_by`."""
         plan, now = self.plan, datetime.now(UTC)
         if missed := start_missed(plan.send_at, plan.grace, now=now):
             return missed
+        if not self.count.total:
+            return nobody(plan.key)
         start = max(plan.send_at or now, now)
         return too_late(
             self.count.total,

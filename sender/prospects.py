@@ -15,7 +15,7 @@ from sender.store import reports
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
 from sender.store.reports import Report
-from sender.store.segments import count_audience
+from sender.store.segments import count_audience, is_empty
 
 #: Seconds that a campaign must have run for its measured speed to say something of what is to come.
 MEASURABLE_AFTER = 10.0
@@ -31,6 +31,8 @@ def foresee(report: Report, *, installation_rate: float | None = None) -> Report
     """The report with its expected finish, and with warnings where that is too late. Limits in pushes a second."""
     if report.finished or not CAMPAIGN_MOVES[report.state]:
         return report
+    if report.started_at is None and not report.audience:
+        return replace(report, warnings=nobody(report.key))
     left = report.pending + report.in_flight + report.retrying
     limit = tightest(report.rate, report.app_rate, installation_rate)
     start, measured = report.now, None
@@ -96,16 +98,32 @@ def start_missed(send_at: datetime | None, grace: float, *, now: datetime) -> Se
     ]
 
 
+def nobody(key: str) -> tuple[str, ...]:
+    """What there is to say of a campaign whose audience is empty before it starts."""
+    return (
+        "its audience is empty: no device of its app is in its segment and can be reached now, and if that stays so it "
+        f"ends without a push; `sender campaigns show {key}` says who is left out, and why",
+    )
+
+
 def foresee_enqueued(
     transaction: Transaction, campaign: CampaignRow, *, installation_rate: float | None
 ) -> Sequence[str]:
-    """The warnings of a campaign that has not started. Its audience is counted only where its size can matter."""
+    """The warnings of a campaign that has not started.
+
+    Its audience is counted only where its size can matter; whether it has anybody is looked at for a moment.
+    """
     if campaign.state in (CampaignState.SCHEDULED, CampaignState.MISSED) and campaign.send_at:
         missed = start_missed(campaign.send_at, campaign.grace, now=reports.clock(transaction))
         if missed:
             return missed
+    if campaign.started_at is not None or not CAMPAIGN_MOVES[campaign.state]:
+        return ()
+    segment, push_type = Segment.from_json(campaign.segment), PushType(campaign.push_type)
+    if is_empty(transaction, campaign.app_id, segment, push_type):
+        return nobody(campaign.key)
     limit = tightest(campaign.rate, campaign.app_rate, installation_rate)
-    if campaign.started_at is not None or (limit is None and campaign.over is None):
+    if limit is None and campaign.over is None:
         return ()
     now = reports.clock(transaction)
     start = max(campaign.send_at or now, now)
@@ -117,7 +135,6 @@ def foresee_enqueued(
     most = reports.most_devices(transaction) / limit if limit else 0.0
     if max(most, campaign.over or 0.0) <= room:
         return ()
-    segment, push_type = Segment.from_json(campaign.segment), PushType(campaign.push_type)
     left = count_audience(transaction, campaign.app_id, segment, push_type).total
     seconds = max(left / limit if limit else 0.0, campaign.over or 0.0)
     return too_late(

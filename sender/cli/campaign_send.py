@@ -69,7 +69,7 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
             return None
         _confirm(rehearsal.count.total)
     campaign = sender.campaigns.enqueue(**wanted)
-    if not as_json and not asks:  # who was asked has read them
+    if not asks:  # who was asked has read them
         warn(campaign.warnings)
     return campaign.key
 
@@ -77,7 +77,8 @@ def send_now(sender: Sender, wanted: Mapping[str, Any], *, dry_run: bool, yes: b
 def release(sender: Sender, key: str, *, at: str | None, dry_run: bool, yes: bool, as_json: bool) -> str | None:
     """Rehearse, ask, and release a draft. Returns its key; None after a dry run."""
     send_at = read_time(at, "--at")
-    if dry_run or (not yes and _is_terminal()):
+    asks = not yes and _is_terminal()
+    if dry_run or asks:
         row = sender.campaigns.load(key)
         report = sender.campaigns.report(key)
         preview = sender.campaigns.preview(key)
@@ -102,7 +103,10 @@ def release(sender: Sender, key: str, *, at: str | None, dry_run: bool, yes: boo
             return None
         if row.state is CampaignState.DRAFT:
             _confirm(count.total)
-    return sender.campaigns.send(key, send_at=send_at, actor="operator").key
+    campaign = sender.campaigns.send(key, send_at=send_at, actor="operator")
+    if not asks:
+        warn(campaign.warnings)
+    return campaign.key
 
 
 def follow(sender: Sender, key: str, *, watch: bool, wait: bool, as_json: bool) -> None:

@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from sender import ConflictError, InvalidCampaignError, Sender, TransitionError
+from sender import ConflictError, InvalidCampaignError, Segment, Sender, TransitionError
 from sender.engine.tick import tick
 from sender.policy.states import CAMPAIGN_MOVES, CampaignState
-from sender.store import reports
+from sender.store import reports, segments
 from sender.store.database import Database
 from tests.integration.campaign_rows import APP, PAYLOAD, add_app, add_batch, add_devices, start
 from tests.integration.engine import Engine, engine_on
@@ -114,6 +115,33 @@ def test_a_start_that_is_past_by_more_than_its_grace_is_said_when_it_is_enqueued
     assert "will not start" in said and "(1:00:00)" in said
     assert sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, **options).warnings == (said,)
     assert sender.campaigns.enqueue(APP, key="autumn", payload=PAYLOAD, grace=10_000, **options).warnings == ()
+
+
+def test_an_audience_that_is_empty_is_said_before_it_starts(
+    app: int, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "LOOKED_FOR", "1min")
+    options: dict[str, Any] = {"payload": PAYLOAD, "audience": Segment.one_of("plan", ["none"]), "rate": 1}
+    (said,) = sender.campaigns.rehearse(APP, key="spring", **options).warnings
+    assert "its audience is empty" in said and "sender campaigns show spring" in said
+    assert sender.campaigns.create_draft(APP, key="spring", **options).warnings == (said,)
+    assert sender.campaigns.report("spring").warnings == (said,)
+    assert sender.campaigns.send("spring").warnings == (said,)
+    assert sender.campaigns.enqueue(APP, key="spring", **options).warnings == (said,)
+    assert sender.campaigns.cancel("spring").report().warnings == ()
+    assert sender.campaigns.enqueue(APP, key="spring", **options).warnings == ()  # it has ended
+
+
+def test_whether_an_audience_is_empty_is_looked_at_for_a_moment_only(
+    app: int, sender: Sender, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "LOOKED_FOR", "20ms")
+    monkeypatch.setattr(segments, "reachable", lambda *_: sa.literal_column("pg_sleep(60)::text").is_(None))
+    with database.transaction() as transaction:
+        options: dict[str, Any] = {"connection": transaction.connection, "rate": None}
+        assert sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, **options).warnings == ()
+        assert transaction.execute("SHOW statement_timeout").fetchall() == [("0",)]
+    assert sender.campaigns.load("spring").state is CampaignState.SCHEDULED
 
 
 def test_the_limit_of_the_app_counts_too(app: int, sender: Sender) -> None:

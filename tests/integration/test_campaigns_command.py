@@ -115,6 +115,18 @@ def test_a_name_that_is_twice_in_a_segment_file_is_refused(sender: Sender, tmp_p
     assert sender.campaigns.list() == []
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_script_whose_audience_is_empty_is_told_on_standard_error(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("sender.store.segments.LOOKED_FOR", "1min")
+    result = run(*ONE_STEP, "--where", "plan=none", *more)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("warning: its audience is empty")
+    succeed("create", "--app", APP, "--title", "Hi", "--key", "draft", "--where", "plan=none")
+    assert "warning: its audience is empty" in run("send", "draft", *more).stderr
+
+
 def test_every_option_reaches_the_campaign(sender: Sender, tmp_path: Path) -> None:
     (tmp_path / "payload.json").write_text('{"aps": {"alert": {"body": "from file"}, "badge": 3}, "a": [1]}')
     (tmp_path / "segment.json").write_text('{"not": {"attribute": "plan", "in": ["free"]}}')
