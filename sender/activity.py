@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sender.apns_ids import delivery_apns_id
+from sender.arguments import check_arguments
 from sender.errors import InvalidInputError, NotFoundError
 from sender.policy.outcomes import SENT, explain
 from sender.services import Services
@@ -36,6 +37,7 @@ class Line:
     advice: str
 
 
+@check_arguments()
 class Activity:
     """Reads the log."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sender.apns.credentials import CredentialReport, check_credential, default_key_id, report_credential
+from sender.arguments import check_arguments
 from sender.errors import ConflictError, CredentialError, InvalidInputError, NotFoundError
 from sender.halting import wait_until_halted
 from sender.model import CredentialKind, CredentialRef, Environment
@@ -28,6 +29,7 @@ _BUNDLE_ID = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+@check_arguments()
 class Apps:
     """An app is a bundle id with a credential for each environment."""
 

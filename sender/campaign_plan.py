@@ -6,7 +6,7 @@ that a changed default does not make a repeat another campaign).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -103,7 +103,8 @@ def make_plan(
     lasting, expires_faults = check_duration("expires_in", expires_in)
     waiting, grace_faults = check_duration("grace", grace)
     spread, over_faults = check_over(over)
-    excluded = (exclude_sent,) if isinstance(exclude_sent, str) else tuple(exclude_sent)
+    one = isinstance(exclude_sent, str) or not isinstance(exclude_sent, Iterable)
+    excluded: tuple[Any, ...] = (exclude_sent,) if one else tuple(exclude_sent)
     faults = [
         *([] if isinstance(bundle_id, str) and bundle_id else ["the app's bundle id must be a text, not empty"]),
         *key_faults,

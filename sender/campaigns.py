@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from sender.arguments import check_arguments, one_of
 from sender.audience import Segment
 from sender.campaign_change import KEPT, Kept, apply_change, make_change
 from sender.campaign_plan import DEFAULT, Default, InvalidCampaignError, Plan, Rate, make_plan
@@ -124,6 +125,7 @@ class Campaign:
         return self
 
 
+@check_arguments(but=("enqueue", "create_draft", "rehearse"))
 class Campaigns:
     """The campaigns of an installation."""
 
@@ -272,7 +274,7 @@ class Campaigns:
         self, *, app: str | None = None, state: CampaignState | str | None = None, limit: int = 50
     ) -> list[CampaignRow]:
         """Campaigns, newest first."""
-        wanted = None if state is None else CampaignState(state)
+        wanted = None if state is None else one_of(CampaignState, "state", state, of="campaigns")
         with self._services.database.transaction() as transaction:
             return store.listed(transaction, bundle_id=app, state=wanted, limit=limit)
 
@@ -365,10 +367,11 @@ class Campaigns:
     ) -> AudienceCount:
         """How many devices a push would go to now, and how many of the segment are left out for which cause."""
         segment = Segment.all() if audience is None else audience
+        wanted = one_of(PushType, "push_type", push_type, of="count")
         with self._services.database.transaction() as transaction:
             app_id = app_id_of(transaction, bundle_id)
             check_references(transaction, segment)
-            return segments.count_audience(transaction, app_id, segment, PushType(push_type))
+            return segments.count_audience(transaction, app_id, segment, wanted)
 
     def preview(self, key: str, *, user: str | None = None) -> Preview:
         """The exact request for one device of a campaign's audience, or of a user. Raises `NotFoundError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sender.arguments import check_arguments
 from sender.errors import InvalidInputError, NotFoundError
 from sender.model import Change
 from sender.services import Services
@@ -33,6 +34,7 @@ class Page:
         return len(self.changes)
 
 
+@check_arguments()
 class Changelog:
     """Read the changelog. Filters that are given must all hold."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sender import forgetting, quarantine, restoring
+from sender.arguments import check_arguments, one_of
 from sender.audience import Segment
 from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
 from sender.errors import ConflictError, InvalidInputError, InvalidSegmentError, NotFoundError
@@ -30,6 +31,7 @@ from sender.tokens import normalise, normalise_prefix, prefix, redact
 __all__ = ["KEEP", "Device", "Devices", "ImportReport", "Quarantine", "Registered", "RestoreReport"]
 
 
+@check_arguments()
 class Devices:
     """Tokens of apps, and what is known of them. `connection=` joins the caller's own transaction."""
 
@@ -163,7 +165,7 @@ class Devices:
         self, bundle_id: str, segment: Segment | None = None, *, state: DeviceState | str | None = None
     ) -> Iterator[Iterator[Device]]:
         """A stream of devices, tokens whole; memory stays flat. One transaction: what it shows is of one moment."""
-        wanted = None if state is None else _one_of(DeviceState, "state", state)
+        wanted = None if state is None else one_of(DeviceState, "state", state, of="device")
         with self._services.database.transaction() as transaction:
             app = _app(transaction, bundle_id)
             _check_references(transaction, segment)
@@ -296,11 +298,11 @@ def _checked(**given: Any) -> dict[str, Any]:
     now = datetime.now(UTC)
     checks: dict[str, Callable[[Any], Any]] = {
         "user": check_user,
-        "environment": lambda value: _one_of(Environment, "environment", value),
+        "environment": lambda value: one_of(Environment, "environment", value, of="device"),
         "locale": check_locale,
         "timezone": check_timezone,
         "attributes": check_attributes,
-        "authorization": lambda value: _one_of(Authorization, "authorization", value),
+        "authorization": lambda value: one_of(Authorization, "authorization", value, of="device"),
         "registered_at": lambda value: check_time(value, now),
         "last_seen_at": lambda value: check_time(value, now),
     }
@@ -322,11 +324,3 @@ def _checked(**given: Any) -> dict[str, Any]:
         fields["attributes"] = {name: value for name, value in merged.items() if value is not None}
         fields["removed"] = tuple(name for name, value in merged.items() if value is None)
     return fields
-
-
-def _one_of(kind: Any, name: str, value: Any) -> Any:
-    try:
-        return kind(str(value).strip().lower())
-    except ValueError:
-        allowed = ", ".join(str(member) for member in kind)
-        raise InvalidInputError("device", [f"{name} {str(value)[:40]!r} is none of {allowed}"]) from None

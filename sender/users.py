@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sender import forgetting
+from sender.arguments import check_arguments
 from sender.errors import NotFoundError
 from sender.model import Actor, Change
 from sender.services import Services
@@ -33,6 +34,7 @@ class User:
         return tuple(sorted({device.app for device in self.devices if device.pushable}))
 
 
+@check_arguments()
 class Users:
     """People are known by the application's own id."""
 

@@ -55,6 +55,8 @@ def refusal(error: UnicodeEncodeError | psycopg.DataError) -> Exception:
             return InvalidInputError("text", ["holds half a surrogate pair: it is no UTF-8"])
         case psycopg.errors.NumericValueOutOfRange() | psycopg.errors.DatetimeFieldOverflow():
             return InvalidInputError("number or time", ["is too large or too small to be kept"])
+        case psycopg.errors.InvalidRowCountInLimitClause():
+            return InvalidInputError("limit", ["is less than none"])
         case _ if error.sqlstate is None and "NUL" in str(error):
             return InvalidInputError("text", ["holds a NUL character, which PostgreSQL does not keep"])
         case _:

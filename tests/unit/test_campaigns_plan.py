@@ -83,6 +83,8 @@ def test_the_same_moment_in_another_zone_is_the_same_content() -> None:
         {"batch_size": 1.5},
         {"batch_size": 100_000},
         {"delivery": "exactly_once"},
+        {"exclude_sent": 5},
+        {"exclude_sent": [5]},
     ],
 )
 def test_what_cannot_be_sent_is_refused(changes: dict[str, Any]) -> None:
