@@ -169,7 +169,8 @@ def is_readable(url: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
-    return parts.scheme not in {"redis", "rediss"} or parts.path.strip("/").isdecimal() or parts.path in {"", "/"}
+    database = parts.path.strip("/")
+    return parts.scheme not in {"redis", "rediss"} or not database or database.isdecimal()
 
 
 def load_settings(**overrides: Any) -> Settings:

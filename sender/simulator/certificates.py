@@ -54,8 +54,8 @@ def ensure_certificates(directory: Path) -> Certificates:
                 _make_all(files)
     except OSError as error:
         raise ConfigurationError(
-            f"the simulator cannot keep its certificates in {directory} ({error.strerror}: {error.filename}): choose "
-            "another directory (--directory)"
+            f"the simulator cannot keep its certificates in {directory} ({error.strerror}: "
+            f"{error.filename or directory}): choose another directory (--directory)"
         ) from None
     return files
 

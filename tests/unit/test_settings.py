@@ -153,7 +153,15 @@ def test_a_broker_url_that_cannot_be_read_is_refused_before_anybody_trips_over_i
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h/", "redis://h:1/15?socket_timeout=3", "sentinel://a:1;sentinel://b:2", "memory://"]
+    "url",
+    [
+        "redis://h",
+        "redis://h/",
+        "redis://h//",
+        "redis://h:1/15?socket_timeout=3",
+        "sentinel://a:1;sentinel://b:2",
+        "memory://",
+    ],
 )
 def test_a_broker_url_that_can_be_read_is_left_as_it_is(url: str) -> None:
     assert load_settings(broker_url=url).require_broker_url() == url
