@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -203,12 +204,13 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             Simulator(SimulatorConfig(control_port=port)).__enter__()
 
 
-def test_one_that_a_process_started_for_itself_does_not_outlive_it() -> None:
+def test_one_that_a_process_started_for_itself_does_not_outlive_it(tmp_path: Path) -> None:
     code = (
         "import os\nfrom sender.simulator import SimulatorProcess\n"
         "print(SimulatorProcess('--port', '0').__enter__().pid, flush=True)\nos.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    there = {**os.environ, "TMPDIR": str(tmp_path)}  # where its directory is left
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=there)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(timeout=20)
 
