@@ -158,5 +158,6 @@ def _hint() -> None:
         ("up", "the stack for yourself, with Flower; its state is kept in .sender/"),
         ("simulate-apns --help", "an APNs that misbehaves as you like, to rehearse on"),
     ):
-        console.print(f"  [bold]{sender} {command}[/bold]\n      {what}", markup=True, highlight=False)
+        console.print(f"  {sender} {command}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"      {what}", highlight=False)
     console.print("and read README.md: eight lines of Python, beat, deployment, every APNs reason.")
