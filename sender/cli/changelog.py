@@ -57,16 +57,18 @@ def changelog(
 def _follow(
     sender: Sender, changes: list[Change], after: str | None, limit: int, only: dict[str, Any], *, as_json: bool
 ) -> None:
-    settled = [change for change in changes if change.cursor is not None]
-    cursor = settled[-1].cursor if settled else after
-    if cursor is None:
-        cursor = "0-0"
     try:
+        settled = [change for change in changes if change.cursor is not None]
+        while after is None and len(changes) == limit and not settled:  # all of them wait for an older transaction
+            time.sleep(_POLL)
+            changes = sender.changelog.latest(limit, **only)
+            settled = [change for change in changes if change.cursor is not None]
+        cursor = (settled[-1].cursor if settled else after) or "0-0"
         while True:
             for change in settled:
                 print_json(change) if as_json else console.print(_line(change), markup=False, highlight=False)
             page = sender.changelog.read(cursor, limit, **only)
-            settled, cursor = list(page), page.cursor
+            settled, cursor = list(page), page.cursor or cursor
             if not settled:
                 time.sleep(_POLL)
     except KeyboardInterrupt:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import psycopg
 import pytest
 
 from sender import Sender
+from sender.cli.changelog import _follow
 from sender.errors import InvalidInputError, NotFoundError
 from sender.model import Actor, ChangeKind
 from sender.store import apps, changelog
@@ -43,6 +45,36 @@ def test_a_row_that_commits_late_is_not_passed_over(
         early.commit()
     found = [change.reason for change in sender.changelog.read(after=first.cursor)]
     assert found == ["began first", "began second"]
+
+
+def test_who_follows_from_now_on_does_not_begin_with_the_oldest_row_while_the_newest_wait(
+    sender: Sender,
+    database: Database,
+    postgres_url: str,
+    app_id: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with psycopg.connect(postgres_url) as early:
+        for reason in ("row 1", "row 2"):
+            with database.transaction() as transaction:
+                changelog.append(transaction, [row(app_id, reason)])
+        early.execute("SELECT pg_current_xact_id()")
+        for reason in ("row 3", "row 4"):
+            with database.transaction() as transaction:
+                changelog.append(transaction, [row(app_id, reason)])
+        waits = iter([early.commit])
+
+        def sleep(_seconds: float) -> None:
+            next(waits, _interrupt)()
+
+        monkeypatch.setattr("sender.cli.changelog.time.sleep", sleep)
+        _follow(sender, sender.changelog.latest(2), None, 2, {}, as_json=False)
+    assert re.findall(r"row \d", capsys.readouterr().out) == ["row 3", "row 4"]
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_readers_see_every_row_once_while_many_writers_commit_in_any_order(
