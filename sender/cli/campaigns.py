@@ -169,5 +169,9 @@ def wait(key: Key, as_json: AsJson = False) -> None:
 
 def _given(options: dict[str, Any]) -> list[str]:
     """The options that were given, beside the time."""
-    unset: tuple[Any, ...] = (None, False, [], "at_least_once")
-    return [name for name, value in options.items() if name != "at" and value not in unset]
+    return [
+        name
+        for name, value in options.items()
+        if name != "at"
+        and not (value is None or value is False or value in ([], "at_least_once"))  # --badge 0 is given
+    ]

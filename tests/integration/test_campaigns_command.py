@@ -191,6 +191,7 @@ def test_a_payload_comes_from_standard_input_too(sender: Sender) -> None:
         ((*ONE_STEP, "--push-type", "x"), "must be one of"),
         ((*ONE_STEP, "--delivery", "x"), "at_most_once"),
         (("send", "spring", "--title", "x"), "takes no content"),
+        (("send", "spring", "--badge", "0"), "takes no content"),
         (("send", "nobody"), "campaigns list"),
         (("show", "nobody"), "campaigns list"),
         (("preview", "nobody"), "campaigns list"),
