@@ -60,33 +60,20 @@ __all__ = [
     "__version__",
 ]
 
-#: The module of each name that is imported when it is asked for: the command line starts without all of them.
-_HOMES = {
-    "DEFAULT": "sender.campaign_plan",
+#: The module of each name that is imported when it is asked for: the command line starts without all of them. The
+#: errors are all that is named in no other.
+_HOMES = dict.fromkeys(sorted({*__all__} - {"__version__"}), "sender.errors") | {
     "Alert": "sender.payload",
     "Authorization": "sender.model",
-    "BrokerUnavailableError": "sender.errors",
     "Canary": "sender.canary",
-    "ConfigurationError": "sender.errors",
-    "ConflictError": "sender.errors",
-    "CredentialError": "sender.errors",
-    "DatabaseUnavailableError": "sender.errors",
+    "DEFAULT": "sender.campaign_plan",
     "Environment": "sender.model",
     "InvalidCampaignError": "sender.campaign_plan",
-    "InvalidInputError": "sender.errors",
-    "InvalidPayloadError": "sender.errors",
-    "InvalidSegmentError": "sender.errors",
-    "InvalidTokenError": "sender.errors",
-    "MissingExtraError": "sender.errors",
-    "NotFoundError": "sender.errors",
     "Payload": "sender.payload",
     "PushType": "sender.model",
-    "SchemaVersionError": "sender.errors",
     "Segment": "sender.audience",
     "Sender": "sender.client",
-    "SenderError": "sender.errors",
     "Sound": "sender.payload",
-    "TransitionError": "sender.errors",
 }
 
 
