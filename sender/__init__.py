@@ -9,8 +9,7 @@ from sender._version import __version__
 
 if TYPE_CHECKING:
     from sender.audience import Segment
-    from sender.campaign_plan import DEFAULT, InvalidCampaignError
-    from sender.canary import Canary
+    from sender.audience.canary import Canary
     from sender.client import Sender
     from sender.errors import (
         BrokerUnavailableError,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     )
     from sender.model import Authorization, Environment, PushType
     from sender.payload import Alert, Payload, Sound
+    from sender.planning.plan import DEFAULT, InvalidCampaignError
 
 __all__ = [
     "DEFAULT",
@@ -65,10 +65,10 @@ __all__ = [
 _HOMES = dict.fromkeys(sorted({*__all__} - {"__version__"}), "sender.errors") | {
     "Alert": "sender.payload",
     "Authorization": "sender.model",
-    "Canary": "sender.canary",
-    "DEFAULT": "sender.campaign_plan",
+    "Canary": "sender.audience.canary",
+    "DEFAULT": "sender.planning.plan",
     "Environment": "sender.model",
-    "InvalidCampaignError": "sender.campaign_plan",
+    "InvalidCampaignError": "sender.planning.plan",
     "Payload": "sender.payload",
     "PushType": "sender.model",
     "Segment": "sender.audience",

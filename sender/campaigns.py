@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 from sender.arguments import check_arguments, one_of
 from sender.audience import Segment
-from sender.campaign_change import KEPT, Kept, apply_change, make_change
-from sender.campaign_plan import DEFAULT, Default, InvalidCampaignError, Plan, Rate, make_plan
-from sender.canary import Canary
-from sender.enqueueing import app_id_of, check, check_references, write
+from sender.audience.canary import Canary
 from sender.errors import ConflictError, SenderError
 from sender.halting import wait_until_halted
 from sender.model import PushType
 from sender.payload import AUTO, Payload
+from sender.planning.change import KEPT, Kept, apply_change, make_change
+from sender.planning.enqueueing import app_id_of, check, check_references, write
+from sender.planning.plan import DEFAULT, Default, InvalidCampaignError, Plan, Rate, make_plan
+from sender.planning.preview import Preview, Rehearsal, make_preview, rehearse
+from sender.planning.prospects import foresee, foresee_enqueued
 from sender.policy.states import CampaignState
-from sender.preview import Preview, Rehearsal, make_preview, rehearse
-from sender.prospects import foresee, foresee_enqueued
 from sender.services import Services
 from sender.store import campaigns as store
 from sender.store import reports, segments

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from sender.arguments import check_arguments
 from sender.errors import InvalidInputError, NotFoundError
 from sender.model import Change
+from sender.registry.tokens import normalise_prefix, prefix
 from sender.services import Services
 from sender.store import apps, inventory, users
 from sender.store import changelog as store
 from sender.store.changelog import Filter
 from sender.store.database import Transaction
-from sender.tokens import normalise_prefix, prefix
 
 __all__ = ["Change", "Changelog", "Page"]
 

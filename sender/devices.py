@@ -8,16 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from sender import forgetting, quarantine, restoring
 from sender.arguments import check_arguments, one_of
 from sender.audience import Segment
-from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
 from sender.errors import ConflictError, InvalidInputError, InvalidSegmentError, NotFoundError
 from sender.imports import ImportReport, Options, Progress, run_import
 from sender.model import Actor, Authorization, Environment
 from sender.policy.states import DeviceState
-from sender.quarantine import Quarantine
-from sender.restoring import RestoreReport
+from sender.registry import forgetting, quarantine, restoring
+from sender.registry.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user
+from sender.registry.quarantine import Quarantine
+from sender.registry.restoring import RestoreReport
+from sender.registry.tokens import normalise, normalise_prefix, prefix, redact
 from sender.services import Services
 from sender.store import apps, device_moves, inventory, references, registrations, users
 from sender.store.apps import App
@@ -26,7 +27,6 @@ from sender.store.device_moves import Which
 from sender.store.forget import Forgotten
 from sender.store.inventory import Device
 from sender.store.registrations import KEEP, Keep, Registered, Registration
-from sender.tokens import normalise, normalise_prefix, prefix, redact
 
 __all__ = ["KEEP", "Device", "Devices", "ImportReport", "Quarantine", "Registered", "RestoreReport"]
 

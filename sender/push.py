@@ -15,7 +15,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sender.campaign_plan import check_duration
 from sender.engine.pacing import limits_of, take_grant
 from sender.errors import InvalidInputError, MissingExtraError, NotFoundError, SenderError
 from sender.model import (
@@ -30,14 +29,15 @@ from sender.model import (
     Rejected,
 )
 from sender.payload import Encoded, Payload, encode
+from sender.planning.plan import check_duration
 from sender.policy.outcomes import Rule, rule_for
 from sender.policy.states import AppState
+from sender.registry.tokens import normalise, prefix
 from sender.services import Services
 from sender.settings import Settings
 from sender.store import apps, inventory, users
 from sender.store.apps import App
 from sender.store.database import Transaction
-from sender.tokens import normalise, prefix
 
 #: Seconds for which a single push waits for its turn.
 PATIENCE = 30.0

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sender.tokens import redact as redact_hex
+from sender.registry.tokens import redact as redact_hex
 
 #: In the order in which they are applied. A text without any of `_MARKS` is not looked at further.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (

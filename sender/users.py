@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sender import forgetting
 from sender.arguments import check_arguments
 from sender.errors import NotFoundError
 from sender.model import Actor, Change
+from sender.registry import forgetting
 from sender.services import Services
 from sender.store import changelog, inventory
 from sender.store import users as store

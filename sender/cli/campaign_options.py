@@ -17,11 +17,11 @@ from uuid import uuid4
 import typer
 
 from sender.audience import Segment
-from sender.campaign_plan import DEFAULT, InvalidCampaignError, Rate
-from sender.canary import Canary
+from sender.audience.canary import Canary
+from sender.audience.where import parse_all
 from sender.errors import InvalidInputError
 from sender.payload import AUTO
-from sender.where import parse_all
+from sender.planning.plan import DEFAULT, InvalidCampaignError, Rate
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")

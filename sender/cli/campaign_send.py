@@ -17,8 +17,8 @@ from sender.cli.live import watch as watch_live
 from sender.cli.output import console, error_console, print_json, warn
 from sender.client import Sender
 from sender.errors import SenderError
+from sender.planning.preview import Preview
 from sender.policy.states import CampaignState
-from sender.preview import Preview
 from sender.store.reports import Report
 from sender.store.segments import AudienceCount
 

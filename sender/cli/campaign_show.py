@@ -10,8 +10,8 @@ from sender.cli.live import exclusions, render
 from sender.cli.output import console, jsonable, print_json
 from sender.cli.tables import counted, table
 from sender.cli.tables import print_table as print_listing
+from sender.planning.preview import Preview
 from sender.policy.states import CampaignState
-from sender.preview import Preview
 from sender.store.campaigns import CampaignRow
 from sender.store.reports import Report
 

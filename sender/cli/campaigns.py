@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sender.campaign_change import KEPT
 from sender.cli.campaign_options import (
     campaign_options,
     message_options,
@@ -21,6 +20,7 @@ from sender.cli.campaign_show import print_preview, print_report, print_table
 from sender.cli.output import console, print_json, warn
 from sender.client import Sender
 from sender.errors import InvalidInputError
+from sender.planning.change import KEPT
 from sender.policy.states import CampaignState
 
 app = typer.Typer(no_args_is_help=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sender.canary import Canary
+from sender.audience.canary import Canary
 from sender.policy.canary import percent
 from sender.policy.states import CampaignState, CanaryState
 from sender.store.reports import Report

@@ -12,7 +12,7 @@ from sender.cli.output import console, jsonable, print_json
 from sender.cli.tables import moment, print_table, table
 from sender.client import Sender
 from sender.model import Change
-from sender.tokens import prefix
+from sender.registry.tokens import prefix
 
 _POLL = 1.0  # seconds between two looks of --follow
 

@@ -25,7 +25,7 @@ from sender.imports import ImportReport, InactiveAs, Options, Progress, Stage, p
 from sender.model import Environment
 from sender.policy.states import DeviceState
 from sender.private_files import open_private
-from sender.tokens import prefix
+from sender.registry.tokens import prefix
 
 app = typer.Typer(no_args_is_help=True)
 quarantine.register(app)

@@ -18,8 +18,8 @@ from rich.text import Text
 from sender.cli.canary import canary_text
 from sender.cli.output import console as default_console
 from sender.client import Sender
+from sender.planning.prospects import in_words
 from sender.policy.outcomes import explain
-from sender.prospects import in_words
 from sender.store.reports import FINAL, Report
 from sender.store.segments import CAUSES
 

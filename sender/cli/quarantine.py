@@ -11,8 +11,8 @@ from sender.cli.tables import counted, moment, print_table, table
 from sender.client import Sender
 from sender.model import Actor
 from sender.policy.outcomes import explain
-from sender.quarantine import Quarantine
-from sender.tokens import prefix
+from sender.registry.quarantine import Quarantine
+from sender.registry.tokens import prefix
 
 AnyApp = Annotated[str | None, typer.Option("--app", metavar="BUNDLE_ID", help="Of this app only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]

@@ -15,7 +15,7 @@ from sender.cli.tables import counted
 from sender.client import Sender
 from sender.errors import InvalidInputError
 from sender.model import Actor
-from sender.restoring import Progress, RestoreReport
+from sender.registry.restoring import Progress, RestoreReport
 from sender.store.forget import Forgotten
 
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]

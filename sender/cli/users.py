@@ -11,7 +11,7 @@ from sender.cli.devices import device_json, device_table
 from sender.cli.output import console, print_json
 from sender.cli.tables import listed, moment, print_table, table
 from sender.client import Sender
-from sender.tokens import prefix
+from sender.registry.tokens import prefix
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sender.engine.breaker import Breakers
 from sender.engine.preparing import Plan, held_back
+from sender.engine.protection.breaker import Breakers
 from sender.engine.results import Results
 from sender.model import Answer, NotProcessed
 from sender.store.batches import Target

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from sender.engine.guard import Guard, Tally
+from sender.engine.protection.guard import Guard, Tally
 from sender.model import Accepted, Answer, CredentialRef, Push, Rejected
 from sender.policy.backoff import blocklist_delay
 from sender.policy.outcomes import Halt, Rule, TokenStep, is_known, rule_for

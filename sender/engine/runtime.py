@@ -19,15 +19,15 @@ import structlog
 from sender._version import __version__
 from sender.apns.credentials import load_credential
 from sender.apns.loop import EventLoopThread
-from sender.engine.breaker import Breakers
-from sender.engine.guard import Guard, thresholds_of
-from sender.engine.healing import Healing
 from sender.engine.later import Later
 from sender.engine.leases import Lease, Leases
 from sender.engine.mishaps import survived
+from sender.engine.protection.breaker import Breakers
+from sender.engine.protection.guard import Guard, thresholds_of
+from sender.engine.protection.healing import Healing
+from sender.engine.protection.watching import Watcher
 from sender.engine.stopping import Stopping
 from sender.engine.underway import Underway
-from sender.engine.watching import Watcher
 from sender.errors import SchemaVersionError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.policy.breaker import PROBE_MARGIN

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from sender.engine.guard import Tally
 from sender.engine.poison import name_error
+from sender.engine.protection.guard import Tally
 from sender.engine.results import Results
 from sender.model import Answer, Push
 from sender.policy.outcomes import INTERNAL_ERROR

@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import structlog
 
-from sender.engine import canary
 from sender.engine.fanout import PRIORITY_AUDIENCE, publish_all
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.later import Publish
 from sender.engine.mishaps import apart
 from sender.engine.poison import part_suspected
+from sender.engine.protection import canary
+from sender.engine.protection.trusting import trust_ended
 from sender.engine.reclaiming import HeartbeatWatch
-from sender.engine.trusting import trust_ended
 from sender.policy.pace import batch_size
 from sender.settings import Settings
 from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sender.engine.guard import Tally
 from sender.engine.preparing import Plan
+from sender.engine.protection.guard import Tally
 from sender.model import ACCEPTED, Accepted, Answer, Rejected
 from sender.policy.guard import Counts
 

@@ -13,7 +13,11 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any
 
-from sender.device_fields import (
+from sender.errors import InvalidInputError
+from sender.imports.options import COLUMNS, DROP, AttributeType, InactiveAs, Options
+from sender.model import Authorization, Environment
+from sender.policy.states import DeviceState
+from sender.registry.device_fields import (
     LONGEST_ATTRIBUTES,
     LONGEST_NAME,
     LONGEST_USER,
@@ -25,11 +29,7 @@ from sender.device_fields import (
     check_user,
     parse_time,
 )
-from sender.errors import InvalidInputError
-from sender.imports.options import COLUMNS, DROP, AttributeType, InactiveAs, Options
-from sender.model import Authorization, Environment
-from sender.policy.states import DeviceState
-from sender.tokens import normalise
+from sender.registry.tokens import normalise
 
 #: The staging table's columns, in the order in which `read` writes them.
 STAGED = (

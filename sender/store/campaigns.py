@@ -36,7 +36,7 @@ class NewCampaign:
     expires_in: float
     send_at: datetime | None
     grace: float
-    canary: Mapping[str, Any] | None = None  # sender.canary.Canary
+    canary: Mapping[str, Any] | None = None  # sender.audience.canary.Canary
     over: float | None = None
     finish_by: datetime | None = None
 

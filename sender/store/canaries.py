@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from sender.audience import Segment
-from sender.canary import Canary
+from sender.audience.canary import Canary
 from sender.model import PushType
 from sender.policy.canary import Sample
 from sender.policy.states import CANARY_MOVES, CampaignState, CanaryState, Outcome, sources

@@ -17,10 +17,10 @@ from psycopg.types.json import Jsonb
 from sender.model import Actor, ChangeKind, Environment
 from sender.policy.registration import is_news, state_after_registration
 from sender.policy.states import DeviceState
+from sender.registry.tokens import prefix
 from sender.store import changelog
 from sender.store.changelog import NewChange
 from sender.store.database import Transaction
-from sender.tokens import prefix
 
 
 class Keep:

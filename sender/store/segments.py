@@ -16,7 +16,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from sender import audience as seg
+from sender.audience import segment as seg
 from sender.model import Authorization, PushType
 from sender.policy.states import DeviceState, Outcome
 from sender.store.database import Transaction

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sender.audience import Segment
-from sender.campaign_plan import check_key
 from sender.client import Sender
 from sender.errors import InvalidInputError, SenderError
 from sender.model import PushType
 from sender.payload import Alert, Payload, Sound, encode
-from sender.payload_rules import ALERT, APS
+from sender.payload.rules import ALERT, APS
+from sender.planning.plan import check_key
 from sender.store import apps
 from sender.store.database import Database
 from tests.fuzz.profile import AWKWARD, fuzz, json_values, numbers, raw_texts

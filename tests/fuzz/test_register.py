@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sender.client import Sender
 from sender.errors import InvalidInputError, SenderError
+from sender.registry.tokens import LONGEST, normalise, normalise_prefix
 from sender.store import apps
 from sender.store.database import Database
-from sender.tokens import LONGEST, normalise, normalise_prefix
 from tests.fuzz.profile import AWKWARD, DIGITS, fuzz, json_values, numbers, raw_texts
 
 BUNDLE = "com.example.fuzz"

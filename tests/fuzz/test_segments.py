@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sender.audience import Segment
+from sender.audience.segment_json import OPERATORS
+from sender.audience.where import parse, parse_all
 from sender.errors import InvalidSegmentError
-from sender.segment_json import OPERATORS
 from sender.store import apps, inventory
 from sender.store.database import Database
-from sender.where import parse, parse_all
 from tests.fuzz.profile import AWKWARD, fuzz, json_values, numbers, raw_texts, texts
 
 HEADS = ["all", "attribute", "locale", "language", "timezone", "environment", "user", "registered", "last_seen"]

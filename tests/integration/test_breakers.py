@@ -15,8 +15,8 @@ import pytest
 
 from sender.apns.pool import Health
 from sender.client import Sender
-from sender.engine.breaker import Breakers
 from sender.engine.delivery import send_batch
+from sender.engine.protection.breaker import Breakers
 from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
 from sender.policy.breaker import CALM_AFTER, FLOOR, PROVIDER_TOKEN_HOLD, STALE_AFTER

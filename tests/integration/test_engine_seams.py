@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from sender.apns.pool import RECALLED
-from sender.canary import Canary
+from sender.audience.canary import Canary
 from sender.client import Sender
 from sender.engine import sweep
 from sender.engine.delivery import send_batch
-from sender.engine.healing import Healing
+from sender.engine.protection.healing import Healing
 from sender.model import ACCEPTED, NotProcessed, Push, Rejected
 from sender.policy.guard import Counts
 from sender.policy.pace import batch_size

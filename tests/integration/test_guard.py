@@ -165,7 +165,7 @@ def test_a_setting_that_goes_wrong_in_a_slow_campaign_pauses_it_too(
 ) -> None:
     late = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
-    monkeypatch.setattr("sender.engine.guard.time", clock)
+    monkeypatch.setattr("sender.engine.protection.guard.time", clock)
     engine.add_devices(3000)
     engine.answer(lambda push: ACCEPTED if number(push) <= 1000 else BAD_TOKEN)
     engine.enqueue(batch_size=100)

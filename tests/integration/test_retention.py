@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from sender import InvalidSegmentError, Segment, Sender
-from sender.campaign_plan import InvalidCampaignError
 from sender.cli import app as cli
 from sender.doctor.findings import Status
 from sender.doctor.storage import check_storage
 from sender.engine import retention as steps
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.tick import tick
+from sender.planning.plan import InvalidCampaignError
 from sender.settings import Settings
 from sender.store import partitions
 from sender.store.database import Database

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sender import InvalidSegmentError, Segment
 from sender.audience import Compare, Everyone, Not, OneOf, parse_where
-from sender.where import parse_all
+from sender.audience.where import parse_all
 
 NAMES = st.text("abcdefgé_-.", min_size=1, max_size=8)
 SCALARS = (

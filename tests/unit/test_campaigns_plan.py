@@ -10,8 +10,8 @@ import pytest
 
 from sender import DEFAULT, InvalidCampaignError, InvalidPayloadError, InvalidSegmentError, Payload, Segment
 from sender.apns_ids import delivery_apns_id
-from sender.campaign_plan import Plan, make_plan
 from sender.payload import AUTO
+from sender.planning.plan import Plan, make_plan
 from sender.settings import Settings
 
 PLAIN = Settings(default_rate=1234, expires_in=86_400, start_grace=60, batch_size=50)

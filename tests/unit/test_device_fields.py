@@ -2,7 +2,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from sender.device_fields import check_attributes, check_locale, check_time, check_timezone, check_user, parse_time
+from sender.registry.device_fields import (
+    check_attributes,
+    check_locale,
+    check_time,
+    check_timezone,
+    check_user,
+    parse_time,
+)
 
 NOW = datetime(2026, 7, 26, tzinfo=UTC)
 

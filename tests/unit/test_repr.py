@@ -18,8 +18,8 @@ import pytest
 import sender
 from sender import errors
 from sender.errors import SenderError
+from sender.registry.tokens import normalise, normalise_prefix
 from sender.settings import Settings
-from sender.tokens import normalise, normalise_prefix
 
 TOKEN = "0123456789abcdef" * 4
 SECRET = "hunter2-hunter2"

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sender.errors import InvalidTokenError
-from sender.tokens import is_fcm, normalise, normalise_prefix, prefix, redact
+from sender.registry.tokens import is_fcm, normalise, normalise_prefix, prefix, redact
 
 FCM = "dQw4w9WgXcQ:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx-abcdefghijklmnopqrstuvwxyz0123456789"
 

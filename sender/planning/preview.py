@@ -10,17 +10,17 @@ from typing import Any
 
 from sender.apns_ids import delivery_apns_id
 from sender.audience import Segment
-from sender.campaign_plan import Plan
 from sender.errors import NotFoundError
 from sender.model import TOPIC_SUFFIX, CredentialKind, Environment, PushType
+from sender.planning.plan import Plan
+from sender.planning.prospects import FOREVER, nobody, start_missed, too_late
 from sender.policy.states import AppState, CampaignState
-from sender.prospects import FOREVER, nobody, start_missed, too_late
+from sender.registry.tokens import prefix
 from sender.settings import Settings
 from sender.store.campaigns import CampaignRow
 from sender.store.database import Transaction
 from sender.store.previews import DeviceSample, credential_of, sample, sample_of_user
 from sender.store.segments import AudienceCount, count_audience
-from sender.tokens import prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sender.audience import Segment
-from sender.campaign_plan import InvalidCampaignError, Plan
 from sender.errors import ConflictError, NotFoundError
 from sender.model import CredentialKind, PushType
+from sender.planning.plan import InvalidCampaignError, Plan
 from sender.policy.states import CAMPAIGN_MOVES, CampaignState
 from sender.store import campaigns as store
 from sender.store import references

@@ -18,7 +18,7 @@ import structlog
 
 from sender.engine.leases import Lease
 from sender.engine.pacing import PATIENCE, Leave
-from sender.engine.trusting import trust
+from sender.engine.protection.trusting import trust
 from sender.policy.diagnosis import diagnose
 from sender.policy.guard import Counts, Thresholds, Trip, Window, assess, in_doubt, least_of, may_be_suspicious
 from sender.policy.states import TrialState

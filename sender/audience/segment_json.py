@@ -11,18 +11,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sender import audience as seg
+from sender.audience import segment as seg
+from sender.audience.checks import (
+    LONGEST_LIST,
+    check_attribute,
+    check_scalar,
+    check_scalars,
+    check_span,
+    check_text,
+    kind_of,
+)
 from sender.errors import InvalidSegmentError
 from sender.model import Environment
 
 ORDER = ("<", "<=", ">", ">=")
 OPERATORS = ("=", "!=", *ORDER, "in", "contains")
-LONGEST_NAME = 200
 MOST_CONDITIONS = 1_000
 _MOST_FAULTS = 100  # that an error lists
 
@@ -88,32 +95,6 @@ def _first(faults: list[str]) -> list[str]:
     return faults if more <= 0 else [*faults[:_MOST_FAULTS], f"and {more:,} more"]
 
 
-def check_attribute(name: Any) -> list[str]:
-    """What is wrong with an attribute's name."""
-    return _check_text("attribute", name)
-
-
-def check_scalars(name: str, values: list[Any]) -> list[str]:
-    """What is wrong with the values that an attribute is compared with."""
-    if not values:
-        return [f"{name}: the list of values is empty"]
-    if len(values) > seg.LONGEST_LIST:
-        return [f"{name}: {len(values):,} values; at most {seg.LONGEST_LIST:,}"]
-    return [fault for value in values for fault in _check_scalar(name, value)]
-
-
-def check_span(field: str, after: Any, before: Any) -> list[str]:
-    """What is wrong with the ends of a span of time."""
-    if after is None and before is None:
-        return [f"{field}: say after, before, or both"]
-    faults = [
-        fault for end, moment in (("after", after), ("before", before)) for fault in _check_moment(field, end, moment)
-    ]
-    if not faults and isinstance(after, datetime) and isinstance(before, datetime) and after >= before:
-        faults.append(f"{field}: after is not earlier than before, so that no device could match")
-    return faults
-
-
 def _read(document: Any, path: str, faults: list[str], depth: int) -> seg.Segment | None:
     if depth > seg.DEEPEST:
         faults.append(f"{path}: nested deeper than {seg.DEEPEST}")
@@ -153,12 +134,12 @@ def _read_attribute(document: Mapping[str, Any], head: str, path: str, faults: l
     elif operator in ORDER:
         ordered = isinstance(value, str | int | float) and not isinstance(value, bool)
         wrong += (
-            _check_scalar(f"{path}.{operator}", value)
+            check_scalar(f"{path}.{operator}", value)
             if ordered
-            else [f"{path}.{operator}: compares with a number or a text, not with {_kind(value)}"]
+            else [f"{path}.{operator}: compares with a number or a text, not with {kind_of(value)}"]
         )
     else:
-        wrong += _check_scalar(f"{path}.{operator}", value)
+        wrong += check_scalar(f"{path}.{operator}", value)
     faults += wrong
     return seg.Everyone() if wrong else _attribute(name, operator, value)
 
@@ -184,9 +165,9 @@ def _read_field(document: Mapping[str, Any], head: str, path: str, faults: list[
     if not isinstance(values, list) or not values:
         faults.append(f"{path}.{head}: must be a text or a list of texts, not empty")
         return seg.Everyone()
-    if len(values) > seg.LONGEST_LIST:
-        faults.append(f"{path}.{head}: {len(values):,} values; at most {seg.LONGEST_LIST:,}")
-    wrong = [fault for item in values for fault in _check_text(f"{path}.{head}", item)]
+    if len(values) > LONGEST_LIST:
+        faults.append(f"{path}.{head}: {len(values):,} values; at most {LONGEST_LIST:,}")
+    wrong = [fault for item in values for fault in check_text(f"{path}.{head}", item)]
     if head == "environment" and not wrong:
         allowed = [str(environment) for environment in Environment]
         if len(values) != 1 or values[0] not in allowed:
@@ -217,14 +198,14 @@ def _read_percentage(document: Mapping[str, Any], head: str, path: str, faults: 
     if not number or not 0 <= percent <= 100:
         wrong.append(f"{path}.percentage: must be a number from 0 to 100")
     if seed != "":
-        wrong += _check_text(f"{path}.seed", seed)
+        wrong += check_text(f"{path}.seed", seed)
     faults += wrong
     return seg.Everyone() if wrong else seg.Percentage(percent=float(percent), seed=seed)
 
 
 def _read_not_sent(document: Mapping[str, Any], head: str, path: str, faults: list[str], depth: int) -> seg.Segment:
     _only(document, {"not_sent", "or_unknown"}, path, faults)
-    faults += _check_text(f"{path}.not_sent", document["not_sent"])
+    faults += check_text(f"{path}.not_sent", document["not_sent"])
     or_unknown = document.get("or_unknown", False)
     if not isinstance(or_unknown, bool):
         faults.append(f"{path}.or_unknown: must be true or false")
@@ -288,66 +269,8 @@ def _read_moment(value: Any, path: str, faults: list[str]) -> seg.Moment | None:
     return None
 
 
-def _check_moment(field: str, end: str, moment: Any) -> list[str]:
-    match moment:
-        case None:
-            return []
-        case datetime() if moment.tzinfo is None:
-            return [f"{field}: {end} has no time zone: pass an aware datetime"]
-        case datetime() if not _has_utc(moment):
-            return [f"{field}: {end} is outside of the years 1 to 9999 in UTC"]
-        case datetime():
-            return []
-        case timedelta() if moment < timedelta(0):
-            return [f"{field}: {end} lies in the future: pass how long ago, as a positive timedelta"]
-        case timedelta() if moment > timedelta(days=365 * 1000):
-            return [f"{field}: {end} is too long ago"]
-        case timedelta():
-            return []
-        case _:
-            return [f"{field}: {end} must be an aware datetime or a timedelta, not {_kind(moment)}"]
-
-
-def _has_utc(moment: datetime) -> bool:
-    try:
-        moment.astimezone(UTC)
-    except OverflowError:
-        return False
-    return True
-
-
-def _check_scalar(path: str, value: Any) -> list[str]:
-    match value:
-        case str():
-            return _check_text(path, value, empty=True, longest=10_000)
-        case float() if not math.isfinite(value):
-            return [f"{path}: {value} is not a number that JSON knows"]
-        case int() if not isinstance(value, bool) and abs(value) >= 10**30:
-            return [f"{path}: the number is too large"]
-        case None | bool() | int() | float():
-            return []
-        case _:
-            return [f"{path}: must be a text, a number, true, false or null, not {_kind(value)}"]
-
-
-def _check_text(path: str, value: Any, *, empty: bool = False, longest: int = LONGEST_NAME) -> list[str]:
-    if not isinstance(value, str):
-        return [f"{path}: must be a text, not {_kind(value)}"]
-    if not value and not empty:
-        return [f"{path}: must not be empty"]
-    if len(value) > longest:
-        return [f"{path}: longer than {longest:,} characters"]
-    if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        return [f"{path}: holds a NUL character or half a surrogate pair"]
-    return []
-
-
 def _only(document: Mapping[str, Any], allowed: set[str], path: str, faults: list[str]) -> None:
     faults += [f"{path}: unknown key {_shown([key])}" for key in document if key not in allowed]
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
 
 
 def _shown(keys: Any) -> str:

@@ -16,9 +16,9 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from sender import audience as seg
+from sender.audience import segment as seg
+from sender.audience.segment_json import ORDER, read
 from sender.errors import InvalidSegmentError
-from sender.segment_json import ORDER, read
 
 _CONDITION = re.compile(
     r"\s*(?P<name>[^\s=!<>]+)\s*(?P<operator><=|>=|!=|==|=|<|>|\s(?:not\s+in|in|has)\s)\s*(?P<value>.*?)\s*",

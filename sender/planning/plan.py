@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final, Literal
 
 from sender.audience import Segment
-from sender.canary import Canary
+from sender.audience.canary import Canary
 from sender.errors import InvalidInputError, InvalidPayloadError, InvalidSegmentError
 from sender.model import PushType
 from sender.payload import Encoded, Payload, encode

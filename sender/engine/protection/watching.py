@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sender.engine.breaker import Breakers, log_opened
 from sender.engine.mishaps import survived
-from sender.engine.window import INTERVAL, LINGER, Window
+from sender.engine.protection.breaker import Breakers, log_opened
+from sender.engine.protection.window import INTERVAL, LINGER, Window
 from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
 from sender.policy.breaker import Signal, Tally, Verdict
 from sender.store import breakers

@@ -1,7 +1,7 @@
 """Payload: what a push says, with a place for every key of the `aps` dictionary, and the bytes that go out.
 
 Source: Apple, "Generating a remote notification" and "Starting and updating Live Activities with ActivityKit push
-notifications". What APNs or the device would refuse is checked in `sender.payload_rules`.
+notifications". What APNs or the device would refuse is checked in `sender.payload.rules`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 
 from sender.errors import InvalidPayloadError
 from sender.model import PushType
+from sender.payload.rules import LONGEST_COLLAPSE_ID, check_document, check_headers, check_json, find_push_type
 
 #: The custom key under which every payload carries the campaign's key, so that the app can report opens.
 RESERVED_KEY = "sender"
 #: Largest body in bytes, measured on the bytes that go out.
 MOST_BYTES = 4096
 MOST_BYTES_VOIP = 5120
-LONGEST_COLLAPSE_ID = 64  # bytes
 #: The collapse id is derived from the campaign's key, so that a repeat replaces instead of stacking.
 AUTO = "auto"
 
@@ -126,8 +126,6 @@ def encode(
     `key` is the campaign's, carried under `RESERVED_KEY` (None: a push without a campaign). Without a push type, the
     content says which: a Live Activity, a background push, or an alert. Raises `InvalidPayloadError` with all faults.
     """
-    from sender.payload_rules import check_document, check_headers, check_json, find_push_type
-
     document, faults = _document(payload)
     kind, wrong = find_push_type(push_type, document)
     faults += wrong

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sender.device_fields import check_user
 from sender.errors import InvalidInputError
 from sender.model import Actor
+from sender.registry.device_fields import check_user
 from sender.services import Services
 from sender.store import forget as store
 from sender.store.forget import Forgotten

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final, Literal
 
-from sender.campaign_plan import (
+from sender.errors import ConflictError, TransitionError
+from sender.planning.plan import (
     InvalidCampaignError,
     Rate,
     check_duration,
@@ -15,7 +16,6 @@ from sender.campaign_plan import (
     check_over,
     check_rate,
 )
-from sender.errors import ConflictError, TransitionError
 from sender.policy.states import CAMPAIGN_MOVES
 from sender.store import campaign_changes, campaigns, reports
 from sender.store.campaigns import CampaignRow

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sender.model import PushType
-from sender.payload import LONGEST_COLLAPSE_ID
 
+LONGEST_COLLAPSE_ID = 64  # bytes
 DEEPEST = 50
 LEVELS = ("passive", "active", "time-sensitive", "critical")
 EVENTS = ("start", "update", "end")

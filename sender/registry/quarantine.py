@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from sender.errors import InvalidInputError, NotFoundError
 from sender.model import Actor
 from sender.policy.states import DeviceState
+from sender.registry.tokens import normalise_prefix, prefix
 from sender.services import Services
 from sender.store import apps, changelog, inventory
 from sender.store import quarantine as store
 from sender.store.database import Transaction
 from sender.store.quarantine import Quarantined, Which
-from sender.tokens import normalise_prefix, prefix
 
 Leave = Callable[..., int]
 

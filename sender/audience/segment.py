@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, TypeAlias
 
+from sender.audience.checks import check_attribute, check_scalars, check_span
 from sender.errors import InvalidSegmentError
 from sender.model import Environment
 
@@ -22,7 +23,6 @@ Moment: TypeAlias = datetime | timedelta
 
 #: Columns of a device: not attributes, so `where` and `--where` do not look for an attribute of that name.
 FIELDS = ("locale", "language", "timezone", "environment", "user", "registered", "last_seen")
-LONGEST_LIST = 100_000
 DEEPEST = 40
 
 
@@ -45,8 +45,6 @@ class Segment:
 
         Values are compared with their type: 1 equals 1.0 and neither "1" nor True.
         """
-        from sender.segment_json import check_attribute, check_scalars
-
         parts: list[Segment] = []
         faults: list[str] = []
         for name, value in attributes.items():
@@ -137,7 +135,7 @@ class Segment:
 
     def to_json(self) -> dict[str, Any]:
         """This segment as JSON; equal segments give equal JSON."""
-        from sender.segment_json import write
+        from sender.audience.segment_json import write
 
         return write(self)
 
@@ -273,28 +271,26 @@ class Not(Segment):
 
 
 def parse_where(text: str) -> Segment:
-    """Read one `--where` condition: plan=pro, age>=18, plan!=free, plan in a,b, locale=fr-FR. See `sender.where`."""
-    from sender.where import parse
+    """Read one `--where` condition: plan=pro, age>=18, plan!=free, plan in a,b, locale=fr-FR. See `where.py`."""
+    from sender.audience.where import parse
 
     return parse(text)
 
 
 def _canonical(segment: Segment, name: str) -> None:
     """Put members whose order has no meaning into one order, so that equal segments are equal values."""
-    from sender.segment_json import ordered
+    from sender.audience.segment_json import ordered
 
     object.__setattr__(segment, name, tuple(ordered(getattr(segment, name))))
 
 
 def _read(document: Any) -> Segment:
-    from sender.segment_json import read
+    from sender.audience.segment_json import read
 
     return read(document)
 
 
 def _span(field: str, after: Moment | None, before: Moment | None) -> Segment:
-    from sender.segment_json import check_span
-
     _refuse(check_span(field, after, before))
     return Span(field=field, after=after, before=before)
 
