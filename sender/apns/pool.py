@@ -22,7 +22,8 @@ from aioapns.connection import APNsBaseConnectionPool
 
 from sender.apns.batch import Batch, Slot
 from sender.apns.dial import ConnectError
-from sender.apns.wire import Wire, push_of, result_of
+from sender.apns.vocabulary import push_of, result_of
+from sender.apns.wire import Wire
 from sender.model import Answer, NotProcessed, Rejected
 from sender.policy.outcomes import CONNECTION_ENDS
 

@@ -20,7 +20,7 @@ from aioapns.exceptions import ConnectionClosed, ConnectionError, MaxAttemptsExc
 from sender.apns.credentials import CertificateCredential, load_credential
 from sender.apns.dial import ConnectError, dial, endpoint_of, tls_context
 from sender.apns.provider_token import ProviderTokens
-from sender.apns.wire import _parse_error
+from sender.apns.replies import parse_error
 from sender.model import ACCEPTED, Answer, CredentialKind, CredentialRef, NotProcessed, Push, Rejected, Unknown
 from sender.settings import Settings
 
@@ -119,7 +119,7 @@ class StockClient:
         if result.is_successful:
             return ACCEPTED
         body = json.dumps({"reason": result.description or "", "timestamp": result.timestamp}).encode()
-        reason, timestamp = _parse_error(body)
+        reason, timestamp = parse_error(body)
         return Rejected(status=int(result.status), reason=reason, timestamp=timestamp)
 
 

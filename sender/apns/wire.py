@@ -15,16 +15,12 @@ RFC 9113; Apple, "Sending notification requests to APNs" and "Handling notificat
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from aioapns.common import NotificationRequest, NotificationResult
 from aioapns.connection import APNsTLSClientProtocol, AuthorizationHeaderProvider
-from aioapns.exceptions import ConnectionClosed as PoolConnectionClosed
 from ngh2 import (
     Configuration,
     Connection,
@@ -46,58 +42,16 @@ from ngh2 import (
 )
 
 from sender.apns.batch import Batch, Slot
-from sender.model import ACCEPTED, Accepted, Answer, NotProcessed, Push, PushHeaders, PushType, Rejected, Unknown
+from sender.apns.blocks import APNS_ID, PATH, HeaderBlocks
+from sender.apns.replies import Reply, accepted, at_its_own_ends, describe, error_name, parse_goaway, parse_headers
+from sender.apns.vocabulary import push_of, result_of
+from sender.apns.watcher import Watcher
+from sender.model import ACCEPTED, Answer, NotProcessed, PushHeaders, Rejected, Unknown
 
 _CONFIGURATION = Configuration(
     peer_max_concurrent_streams=1, max_inbound_header_list_size=16_384, max_inbound_header_count=64
 )
 _STATUS_OK = (b":status", b"200")
-_PATH, _APNS_ID = 3, -1  # places in a header block of what differs from push to push
-_LONGEST_BODY = 4096  # bytes of an error body that are kept
-_LATEST = 7_258_118_400_000  # milliseconds: the year 2200; a later timestamp is none
-_BLOCKS = 64  # header blocks kept: campaigns that share a connection at one time
-
-
-class Watcher(Protocol):
-    """Whoever owns the wire: what it is told."""
-
-    def wire_settings(self, wire: Wire) -> None:
-        """The peer's SETTINGS arrived (each time): the connection works, and the stream limit may be another."""
-
-    def wire_room(self, wire: Wire) -> None:
-        """There is room for more requests; or it takes no more, and those in flight are being answered."""
-
-    def wire_rejected(self, wire: Wire, answer: Rejected) -> None:
-        """A push was rejected."""
-
-    def wire_refused(self, wire: Wire) -> None:
-        """A request was refused by itself, provably not processed (not for a GOAWAY)."""
-
-    def wire_retired(self, wire: Wire, cause: str) -> None:
-        """It takes no more requests (GOAWAY, or `retire`); what is in flight may still be answered."""
-
-    def wire_returned(self, wire: Wire, slots: Sequence[Slot]) -> None:
-        """These were queued and never written."""
-
-    def wire_lost(self, wire: Wire, cause: str) -> None:
-        """The connection is gone."""
-
-
-class _Reply:
-    """A response that did not end with its headers: an error, whose body is to come."""
-
-    __slots__ = ("batch", "body", "place", "status", "unique_id")
-
-    def __init__(self, slot: Slot, status: int, unique_id: str | None) -> None:
-        self.batch, self.place = slot
-        self.status = status
-        self.unique_id = unique_id
-        self.body = b""
-
-    def answer(self) -> Answer:
-        if self.status == 200:
-            return Accepted(apns_unique_id=self.unique_id) if self.unique_id else ACCEPTED
-        return _rejected(self.status, self.body, self.unique_id)
 
 
 class Wire(APNsTLSClientProtocol):
@@ -128,7 +82,6 @@ class Wire(APNsTLSClientProtocol):
         self.auth_provider = auth_provider
         self.transport: asyncio.Transport | None = None
         self.watcher: Watcher | None = None
-        self.authority = str(self.APNS_SERVER)
         self.answered = 0
         self.cancelled = 0
         self.cause = ""  # why it takes no more requests, or is gone
@@ -136,7 +89,7 @@ class Wire(APNsTLSClientProtocol):
         self.lost = False
         self._connection = Connection(Role.CLIENT, _CONFIGURATION)
         self._queue: deque[Slot] = deque()
-        self._streams: dict[int, Slot | _Reply] = {}
+        self._streams: dict[int, Slot | Reply] = {}
         self._limit = 1  # until the peer's SETTINGS
         self.settled = False  # SETTINGS came
         self.limit_before = 1  # the limit until the last SETTINGS
@@ -146,12 +99,20 @@ class Wire(APNsTLSClientProtocol):
         self.silent = False  # it was given up since the peer answered nothing, not even a PING
         self._paused = False
         self._flushing = False
-        self._blocks: dict[PushHeaders, list[Header]] = {}
-        self._authorization: bytes | None = None
+        self._blocks = HeaderBlocks(str(self.APNS_SERVER), auth_provider)
         self._heard = self._pinged = 0.0
         self._ping_open = False
 
     # --- what the owner asks ----------------------------------------------------------------------------------------
+
+    @property
+    def authority(self) -> str:
+        """The host that requests name."""
+        return self._blocks.authority
+
+    @authority.setter
+    def authority(self, authority: str) -> None:
+        self._blocks.authority = authority
 
     @property
     def load(self) -> int:
@@ -196,7 +157,7 @@ class Wire(APNsTLSClientProtocol):
     def expire(self, batch: Batch) -> None:
         """The batch's deadline has come: settle what it has here, and cancel its streams."""
         for stream_id, entry in self._streams.items():
-            if isinstance(entry, _Reply):
+            if isinstance(entry, Reply):
                 if entry.batch is batch:
                     self._cancel(stream_id, batch, entry.place, entry.answer())
             elif entry[0] is batch:
@@ -365,7 +326,7 @@ class Wire(APNsTLSClientProtocol):
         if not connection.can_send_request:
             self.retire("no more streams")
             return
-        self._refresh_authorization()
+        self._blocks.refresh()
         waiting = connection.queued_body_size()
         window = connection.remote_window_size - waiting
         headers: PushHeaders | None = None
@@ -379,54 +340,15 @@ class Wire(APNsTLSClientProtocol):
                 break  # stays in our queue, where it is known not to be sent
             if push.headers is not headers:
                 headers = push.headers
-                block = self._blocks.get(headers) or self._build_block(headers)
-            block[_PATH] = NeverIndexedHeader(b":path", b"/3/device/" + push.token.encode())
-            block[_APNS_ID] = NeverIndexedHeader(b"apns-id", push.apns_id.encode())
+                block = self._blocks.get(headers)
+            block[PATH] = NeverIndexedHeader(b":path", b"/3/device/" + push.token.encode())
+            block[APNS_ID] = NeverIndexedHeader(b"apns-id", push.apns_id.encode())
             stream_id = connection.send_request(block)
             streams[stream_id] = queue.popleft()
             connection.send_data(stream_id, body, end_stream=True)
             room -= 1
             window -= size
             waiting += size
-
-    def _refresh_authorization(self) -> None:
-        """Use the provider's current token from now on; what is in flight keeps the one it carries."""
-        provider = self.auth_provider
-        if provider is None:
-            return
-        header = getattr(provider, "header", None)
-        value = header() if header is not None else provider.get_header().encode()
-        if value is not self._authorization and value != self._authorization:
-            self._authorization = value
-            self._blocks.clear()
-
-    def _build_block(self, headers: PushHeaders) -> list[Header]:
-        """The header block that all pushes with these headers share; path and apns-id are put in for each.
-
-        Never indexed: the path and the token, which are secret (RFC 7541, 7.1.3), and the apns-id, which would push
-        everything else out of the dynamic table.
-        """
-        never = NeverIndexedHeader
-        block: list[Header] = [
-            (b":method", b"POST"),
-            (b":scheme", b"https"),
-            (b":authority", self.authority.encode()),
-            (b":path", b""),
-        ]
-        if self._authorization is not None:
-            block.append(never(b"authorization", self._authorization))
-        block.append((b"apns-topic", headers.topic.encode()))
-        block.append((b"apns-push-type", headers.push_type.value.encode()))
-        block.append((b"apns-priority", str(headers.priority).encode()))
-        if headers.expiration is not None:
-            block.append((b"apns-expiration", str(headers.expiration).encode()))
-        if headers.collapse_id is not None:
-            block.append((b"apns-collapse-id", headers.collapse_id.encode()))
-        block.append((b"apns-id", b""))
-        if len(self._blocks) >= _BLOCKS:
-            self._blocks.clear()
-        self._blocks[headers] = block
-        return block
 
     def _drive(self, act: Callable[[], object]) -> None:
         try:
@@ -455,8 +377,8 @@ class Wire(APNsTLSClientProtocol):
                     self._finish(entry)  # type: ignore[arg-type]
             elif kind is DataReceived:
                 entry = streams.get(event.stream_id)  # type: ignore[attr-defined]
-                if isinstance(entry, _Reply) and len(entry.body) < _LONGEST_BODY:
-                    entry.body += event.data  # type: ignore[attr-defined]
+                if isinstance(entry, Reply):
+                    entry.add(event.data)  # type: ignore[attr-defined]
             elif kind is not WindowUpdated:
                 self._handle_control(event)
 
@@ -473,15 +395,15 @@ class Wire(APNsTLSClientProtocol):
             return  # cancelled meanwhile
         self.answered += 1
         if event.end_stream and headers[0] == _STATUS_OK:
-            slot[0].settle(slot[1], ACCEPTED if len(headers) <= 2 else _accepted(headers))
+            slot[0].settle(slot[1], ACCEPTED if len(headers) <= 2 else accepted(headers))
         else:
-            self._streams[stream_id] = reply = _Reply(slot, *_parse_headers(headers))
+            self._streams[stream_id] = reply = Reply(slot, *parse_headers(headers))
             if event.end_stream:
                 self._finish(reply)
         if body_waits and event.end_stream and self._connection.queued_body_size(stream_id):
             self._connection.reset_stream(stream_id, ErrorCode.CANCEL)  # answered before our request was whole
 
-    def _finish(self, reply: _Reply) -> None:
+    def _finish(self, reply: Reply) -> None:
         if reply.batch.answers[reply.place] is not None:
             return
         answer = reply.answer()
@@ -514,7 +436,7 @@ class Wire(APNsTLSClientProtocol):
                 self.watcher.wire_settings(self)
         elif isinstance(event, GoAwayReceived):
             self.goaway = parse_goaway(event.error_code, event.debug_data)
-            self.goaway_error = event.error_code != ErrorCode.NO_ERROR or not _at_its_own_ends(self.goaway)
+            self.goaway_error = event.error_code != ErrorCode.NO_ERROR or not at_its_own_ends(self.goaway)
             self.cause = f"goaway: {self.goaway}"
             self.retire(self.cause)
         elif isinstance(event, ConnectionClosed):
@@ -539,7 +461,7 @@ class Wire(APNsTLSClientProtocol):
     def _settle_streams(self, answer: Answer) -> None:
         streams, self._streams = self._streams, {}
         for entry in streams.values():
-            if isinstance(entry, _Reply):
+            if isinstance(entry, Reply):
                 self._finish(entry)
             else:
                 entry[0].settle(entry[1], answer)
@@ -560,113 +482,3 @@ class Wire(APNsTLSClientProtocol):
         self.cause = self.cause or cause
         if self.transport is not None:
             self.transport.abort()
-
-
-def _accepted(headers: Sequence[Header]) -> Accepted:
-    for name, value in headers:
-        if name == b"apns-unique-id":
-            return Accepted(apns_unique_id=value.decode("ascii", "replace"))
-    return ACCEPTED
-
-
-def _parse_headers(headers: Sequence[Header]) -> tuple[int, str | None]:
-    """Status and apns-unique-id. A status that is no number, which libnghttp2 lets nobody send, counts as 0."""
-    status, unique_id = 0, None
-    for name, value in headers:
-        if name == b":status":
-            status = int(value) if value.isdigit() else 0
-        elif name == b"apns-unique-id":
-            unique_id = value.decode("ascii", "replace")
-    return status, unique_id
-
-
-@lru_cache(maxsize=128)
-def _rejected(status: int, body: bytes, unique_id: str | None) -> Rejected:
-    """A rejection; most are one of very few values."""
-    reason, timestamp = _parse_error(body)
-    return Rejected(status=status, reason=reason, timestamp=timestamp, apns_unique_id=unique_id)
-
-
-def _parse_error(body: bytes) -> tuple[str, datetime | None]:
-    """Reason and timestamp of an error body; empty when it is missing or not what Apple documents."""
-    if not body:
-        return "", None
-    try:
-        parsed = json.loads(body)
-        reason, timestamp = parsed.get("reason", ""), parsed.get("timestamp")
-        if not isinstance(reason, str):
-            reason = ""
-    except (ValueError, AttributeError, RecursionError):
-        return "", None
-    return _printable(reason), _parse_timestamp(timestamp)
-
-
-def _parse_timestamp(value: Any) -> datetime | None:
-    """Milliseconds since 1970, when they are a time that can be (and that PostgreSQL and every zone can show)."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _LATEST:
-        return None
-    return datetime.fromtimestamp(value / 1000, UTC)
-
-
-def _printable(text: str) -> str:
-    """The beginning of what a server said, without what a database, a log or a terminal chokes on."""
-    return "".join(each for each in text[:100] if each.isprintable()).strip()
-
-
-def parse_goaway(code: int, debug: bytes) -> str:
-    """What a GOAWAY says: the reason in its debug data when that is JSON, the data itself when not, else its code."""
-    try:
-        reason = json.loads(debug)["reason"]
-        if isinstance(reason, str) and _printable(reason):
-            return _printable(reason)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    text = _printable(debug[:100].decode("utf-8", "replace"))
-    return f"{error_name(code)}: {text}" if text else error_name(code)
-
-
-def _at_its_own_ends(goaway: str) -> bool:
-    """Whether a GOAWAY without an error code says nothing against us."""
-    return goaway in ("Shutdown", "IdleTimeout") or goaway.startswith(ErrorCode.NO_ERROR.name)
-
-
-def error_name(code: int) -> str:
-    """The RFC's name of an error code, or its number."""
-    try:
-        return ErrorCode(code).name
-    except ValueError:
-        return f"code {code}"
-
-
-def describe(error: BaseException) -> str:
-    """An exception in few words; never empty."""
-    return str(error) or type(error).__name__
-
-
-def push_of(request: NotificationRequest, topic: str) -> Push:
-    """aioapns's request as ours; its time to live is relative, ours absolute."""
-    expiration = None
-    if request.time_to_live is not None:
-        expiration = int(datetime.now(UTC).timestamp()) + request.time_to_live
-    return Push(
-        token=request.device_token,
-        apns_id=request.notification_id,
-        payload=json.dumps(request.message, ensure_ascii=False).encode(),
-        headers=PushHeaders(
-            topic=request.apns_topic or topic,
-            push_type=PushType(request.push_type.value) if request.push_type else PushType.ALERT,
-            priority=int(request.priority or 10),
-            expiration=expiration,
-            collapse_id=request.collapse_key,
-        ),
-    )
-
-
-def result_of(request: NotificationRequest, answer: Answer | None) -> NotificationResult:
-    """Our answer as aioapns's result. Raises its `ConnectionClosed` when there is none."""
-    if isinstance(answer, Accepted):
-        return NotificationResult(request.notification_id, "200")
-    if isinstance(answer, Rejected):
-        stamp = int(answer.timestamp.timestamp() * 1000) if answer.timestamp else None
-        return NotificationResult(request.notification_id, str(answer.status), answer.reason, stamp)
-    raise PoolConnectionClosed(answer.cause if answer else "no answer")

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sender.apns.wire import _parse_error, _parse_headers, _rejected, parse_goaway
+from sender.apns.replies import parse_error, parse_goaway, parse_headers, rejected
 from sender.model import Rejected
 from sender.policy.outcomes import rule_for
 from tests.fuzz.profile import fuzz, json_values, numbers, raw_texts, texts
@@ -33,7 +33,7 @@ def can_be_kept(text: str) -> bool:
 @fuzz(300)
 @given(bodies)
 def test_an_error_body_gives_a_reason_that_can_be_kept_and_a_time_that_can_be(body: bytes) -> None:
-    reason, timestamp = _parse_error(body)
+    reason, timestamp = parse_error(body)
     assert can_be_kept(reason)
     if timestamp is not None:
         assert datetime(1970, 1, 1, tzinfo=UTC) <= timestamp < datetime(2200, 1, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ def test_an_error_body_gives_a_reason_that_can_be_kept_and_a_time_that_can_be(bo
 @fuzz(100)
 @given(st.integers(0, 999), bodies)
 def test_there_is_a_rule_for_every_rejection(status: int, body: bytes) -> None:
-    answer = _rejected(status, body, None)
+    answer = rejected(status, body, None)
     assert isinstance(answer, Rejected)
     assert rule_for(answer).meaning
 
@@ -52,7 +52,7 @@ def test_there_is_a_rule_for_every_rejection(status: int, body: bytes) -> None:
 def test_a_well_formed_body_is_understood(reason: str, milliseconds: int) -> None:
     body = json.dumps({"reason": reason, "timestamp": milliseconds}).encode()
     expected = datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds < 7_258_118_400_000 else None
-    assert _parse_error(body) == (reason, expected)
+    assert parse_error(body) == (reason, expected)
 
 
 @fuzz(200)
@@ -65,7 +65,7 @@ def test_a_goaway_says_something_printable(code: int, debug: bytes) -> None:
 @fuzz(50)
 @given(st.lists(st.tuples(st.sampled_from([b":status", b"apns-unique-id", b"x"]), st.binary(max_size=40)), max_size=5))
 def test_response_headers_of_any_bytes_are_read(headers: list[tuple[bytes, bytes]]) -> None:
-    status, unique_id = _parse_headers(headers)
+    status, unique_id = parse_headers(headers)
     assert status >= 0
     assert unique_id is None or isinstance(unique_id, str)
 
@@ -74,5 +74,5 @@ def test_an_answer_of_the_right_form_with_odd_values_is_still_an_answer() -> Non
     odd: list[Any] = [None, True, [], {}, "", "\0", "\ud800", "A" * 10_000]
     for reason in odd:
         for timestamp in [*odd, -1, 0, 1e400, float("nan"), 10**300, 9_999_999_999_999]:
-            found, when = _parse_error(json.dumps({"reason": reason, "timestamp": timestamp}).encode())
+            found, when = parse_error(json.dumps({"reason": reason, "timestamp": timestamp}).encode())
             assert can_be_kept(found) and when is None

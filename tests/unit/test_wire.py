@@ -9,7 +9,8 @@ import pytest
 from ngh2 import NeverIndexedHeader
 
 from sender.apns.batch import Batch
-from sender.apns.wire import Wire, parse_goaway
+from sender.apns.replies import parse_goaway
+from sender.apns.wire import Wire
 from sender.model import Accepted, NotProcessed, Push, Rejected, Unknown
 from tests.unit.wire_server import HEADERS, Harness, Tokens
 
