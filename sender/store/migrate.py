@@ -99,7 +99,12 @@ def _config(schema: str) -> Config:
 def _engine(url: str) -> sa.Engine:
     return sa.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(normalise_url(url), connect_timeout=10, application_name="sender migrate"),
+        creator=lambda: psycopg.connect(
+            normalise_url(url),
+            connect_timeout=10,
+            application_name="sender migrate",
+            prepare_threshold=None,  # PgBouncer may be in between: see `Database`
+        ),
         poolclass=sa.pool.NullPool,
     )
 
