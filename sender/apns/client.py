@@ -12,7 +12,8 @@ import structlog
 from sender.apns.batch import Batch, Deadlines
 from sender.apns.credentials import CertificateCredential, load_credential
 from sender.apns.dial import dial, endpoint_of, tls_context
-from sender.apns.pool import Health, WirePool
+from sender.apns.health import Health
+from sender.apns.pool import WirePool
 from sender.apns.port import PushClient
 from sender.apns.provider_token import ProviderTokens, file_stamp
 from sender.apns.wire import Wire

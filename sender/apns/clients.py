@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Collection, Iterable, Sequence
 import structlog
 
 from sender.apns.client import ApnsClient, open_client
-from sender.apns.pool import Health
+from sender.apns.health import Health
 from sender.apns.port import PushClient
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.settings import Settings

@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from aioapns.common import NotificationRequest, NotificationResult
 from aioapns.connection import APNsBaseConnectionPool
 
+from sender.apns.attempts import LONGEST_PAUSE, PATIENCE, Attempts
 from sender.apns.batch import Batch, Slot
 from sender.apns.dial import ConnectError
+from sender.apns.health import Health
 from sender.apns.vocabulary import push_of, result_of
 from sender.apns.wire import Wire
 from sender.model import Answer, NotProcessed, Rejected
 from sender.policy.outcomes import CONNECTION_ENDS
 
-#: Seconds between two attempts to connect, whatever happens: a server that refuses sees at most five a second.
-SHORTEST_PAUSE = 0.2
-#: Seconds after the first failure in a row, doubled with each: half of it random, so that many processes which lose
-#: their connections together make few attempts a second.
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
-#: Failures in a row after which pushes are no longer kept waiting for the next attempt.
-PATIENCE = 2
 #: A connection that was lost sooner without having answered anything counts as a failure.
 USEFUL_AFTER = 10.0
 #: Seconds for which pushes wait for streams before another connection is opened.
@@ -50,25 +41,6 @@ Dial = Callable[[Callable[[], Wire]], Any]
 Report = Callable[[str, dict[str, Any]], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """Counts since the pool was made, and how it is now: what a breaker looks at."""
-
-    connections: int
-    draining: int
-    in_flight: int
-    backlog: int
-    stream_limit: int  # of all connections together
-    down: bool  # not able to connect: pushes come back at once
-    failures_in_a_row: int
-    last_cause: str
-    answered: int = 0  # pushes, whatever the answer said
-    unreachable_for: float = 0.0  # seconds for which it has been trying to connect, without any connection
-    counts: dict[str, int] = field(default_factory=dict)
-    # connects, failures (to connect), goaways, goaway_errors, refused (streams), rejected, unanswered (deadlines),
-    # lost (connections), broken (lost with pushes in flight), limit_falls (of MAX_CONCURRENT_STREAMS)
-
-
 class WirePool(APNsBaseConnectionPool):
     """Takes slots (a batch and a place in it), and sees to it that each is on a connection once, or is given back."""
 
@@ -82,11 +54,11 @@ class WirePool(APNsBaseConnectionPool):
         self.protocol_class = Wire  # only after construction: the parent sets its own
         self.counts: Counter[str] = Counter()
         self.last_cause = ""
-        self.failures = 0
         self.closing = False
         self._dial, self._authority, self._auth_provider = dial, authority, auth_provider
         self._timeout = timeout
         self._report = report
+        self._attempts = Attempts(self.loop)
         self._backlog: deque[Slot] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._draining: set[Wire] = set()
@@ -94,8 +66,6 @@ class WirePool(APNsBaseConnectionPool):
         self._first_settings: dict[Wire, asyncio.Future[None]] = {}
         self._born: dict[Wire, float] = {}
         self._answered = 0  # on connections that are gone
-        self._attempted = self._next_attempt = 0.0
-        self._revived = asyncio.Event()
         self._unreachable_since: float | None = None
         self._no_more_until = 0.0
         self._crowded_since: float | None = None
@@ -108,7 +78,7 @@ class WirePool(APNsBaseConnectionPool):
         """Put the slots on connections, or let them wait for one. Turns them away when it cannot connect."""
         if self.closing:
             _turn_away(slots, "closed")
-        elif self.down and self._connecting is None and self.loop.time() < self._next_attempt:
+        elif self.down and self._connecting is None and not self._attempts.due:
             _turn_away(slots, f"connect: {self.last_cause}")
         elif len(self._backlog) + count > LARGEST_BACKLOG:
             _turn_away(slots, "too many pushes are waiting: await ready() before send()")
@@ -135,7 +105,7 @@ class WirePool(APNsBaseConnectionPool):
     @property
     def down(self) -> bool:
         """It could not connect several times in a row, and has no connection."""
-        return self.failures >= PATIENCE and not any(wire.accepting for wire in self.connections)
+        return self._attempts.hopeless and not any(wire.accepting for wire in self.connections)
 
     @property
     def health(self) -> Health:
@@ -147,7 +117,7 @@ class WirePool(APNsBaseConnectionPool):
             backlog=len(self._backlog) + sum(wire.load - wire.in_flight for wire in self.connections),
             stream_limit=sum(wire.limit for wire in self.connections),
             down=self.down,
-            failures_in_a_row=self.failures,
+            failures_in_a_row=self._attempts.failures,
             last_cause=self.last_cause,
             answered=self._answered + sum(wire.answered for wire in (*self.connections, *self._draining)),
             unreachable_for=0.0 if self._unreachable_since is None else self.loop.time() - self._unreachable_since,
@@ -162,7 +132,7 @@ class WirePool(APNsBaseConnectionPool):
         self.counts["unanswered"] += open_before - batch.remaining
         if any(slot[0] is batch for slot in self._backlog):
             self._backlog = deque(slot for slot in self._backlog if slot[0] is not batch)
-            why = f"connect: {self.last_cause}" if self.failures else "timeout: never written"
+            why = f"connect: {self.last_cause}" if self._attempts.failures else "timeout: never written"
             batch.settle_rest(NotProcessed(cause=why))
         self._wake()
 
@@ -178,8 +148,7 @@ class WirePool(APNsBaseConnectionPool):
 
     def revive(self) -> None:
         """Let the next push try to connect, however often that failed before."""
-        self._next_attempt = min(self._next_attempt, self._attempted + SHORTEST_PAUSE)
-        self._revived.set()
+        self._attempts.revive()
 
     def renew(self, cause: str) -> None:
         """Have what comes next go out on new connections; what is in flight is answered on the old ones."""
@@ -236,7 +205,7 @@ class WirePool(APNsBaseConnectionPool):
             wire = self._least_loaded()
             if wire is not None:
                 return wire
-            if self.closing or (self.down and self.loop.time() < self._next_attempt):
+            if self.closing or (self.down and not self._attempts.due):
                 raise ConnectError(self.last_cause or "closed")
             self._grow(wanted=len(self.connections) < self.max_connections)
             waiter = self.loop.create_future()
@@ -278,8 +247,8 @@ class WirePool(APNsBaseConnectionPool):
 
     def wire_room(self, wire: Wire) -> None:
         """See `Watcher`."""
-        if self.failures and wire.answered:
-            self.failures = 0
+        if self._attempts.failures and wire.answered:
+            self._attempts.failures = 0
             self.revive()
         if self._backlog and wire in self._born:
             self._dispatch()
@@ -313,7 +282,7 @@ class WirePool(APNsBaseConnectionPool):
             self.connections.remove(wire)
             self._draining.add(wire)
             if wire.goaway and self._useless(wire):
-                self._back_off(1)  # taken back with its first answer (`wire_room`), a failure when it never has one
+                self._attempts.fail()  # taken back with its first answer (`wire_room`), a failure when it never has one
         self._dispatch()
 
     def wire_returned(self, wire: Wire, slots: Sequence[Slot]) -> None:
@@ -349,7 +318,7 @@ class WirePool(APNsBaseConnectionPool):
 
     def _dispatch(self) -> None:
         """Hand waiting slots to the connections with the least load; open another one when there are too few."""
-        if self._backlog and self.down and self._connecting is None and self.loop.time() < self._next_attempt:
+        if self._backlog and self.down and self._connecting is None and not self._attempts.due:
             self._flush_backlog(f"connect: {self.last_cause}")
         backlog = self._backlog
         while backlog:
@@ -409,9 +378,7 @@ class WirePool(APNsBaseConnectionPool):
         self._unreachable_since = None if self.connections else self.loop.time()
         try:
             while not self.closing:
-                await self._pause()
-                self._attempted = self.loop.time()
-                self._next_attempt = self._attempted + SHORTEST_PAUSE
+                await self._attempts.begin()
                 try:
                     wire = await self.create_connection()
                 except ConnectError as error:
@@ -427,14 +394,6 @@ class WirePool(APNsBaseConnectionPool):
         if self.down and self._backlog:
             self._flush_backlog(f"connect: {self.last_cause}")
         self._dispatch()
-
-    async def _pause(self) -> None:
-        """Wait until the next attempt may be made, which `revive` brings forward."""
-        while (left := self._next_attempt - self.loop.time()) > 0:
-            self._revived.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._revived.wait()
 
     def _join(self, wire: Wire) -> None:
         self.counts["connects"] += 1
@@ -452,8 +411,8 @@ class WirePool(APNsBaseConnectionPool):
     def _fail(self, error: ConnectError) -> None:
         self.last_cause = str(error)
         self.counts["failures"] += 1
-        self._back_off(PATIENCE if error.lasting else 1)
-        self._report("apns_connect_failed", {"cause": self.last_cause, "failures": self.failures})
+        self._attempts.fail(PATIENCE if error.lasting else 1)
+        self._report("apns_connect_failed", {"cause": self.last_cause, "failures": self._attempts.failures})
 
     def _useless(self, wire: Wire) -> bool:
         """Whether it ends young, before it answered anything: no better than an attempt that failed."""
@@ -462,12 +421,7 @@ class WirePool(APNsBaseConnectionPool):
     def _count_failure(self, wire: Wire) -> None:
         """A connection that ended before it answered anything is as good as none."""
         self.counts["failures"] += 1
-        self._back_off(1)
-
-    def _back_off(self, failures: int) -> None:
-        self.failures += failures
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 20))
-        self._next_attempt = self.loop.time() + max(SHORTEST_PAUSE, pause * (0.5 + 0.5 * random.random()))  # noqa: S311
+        self._attempts.fail()
 
     # --- watching ---------------------------------------------------------------------------------------------------
 

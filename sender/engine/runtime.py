@@ -38,7 +38,7 @@ from sender.store.database import Database
 
 if TYPE_CHECKING:
     from sender.apns.clients import Clients
-    from sender.apns.pool import Health
+    from sender.apns.health import Health
 
 log = structlog.get_logger()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sender.apns import attempts
 from sender.apns import clients as clients_module
 from sender.apns import pool as pool_module
 from sender.apns.clients import Clients
-from sender.apns.pool import Health
+from sender.apns.health import Health
 from sender.model import Accepted, NotProcessed, Rejected, Unknown
 from sender.simulator import Behaviour, GoAway, Rule, Scenario, Settings, SettingsChange, Simulator
 from tests.contract.conftest import Bench, push, pushes
@@ -107,7 +108,7 @@ def test_clean_goaways_before_the_first_answer_hold_nothing_up(there: Bench, sim
 def test_the_answer_that_comes_after_a_goaway_ends_the_wait_of_what_came_next(
     there: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "FIRST_PAUSE", 30.0)  # without that answer
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 30.0)  # without that answer
     simulator.control.set_scenario(Scenario(latency_ms=300))
 
     async def test() -> None:

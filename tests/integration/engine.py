@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sender.apns.pool import Health
+from sender.apns.health import Health
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.fanout import LEAST_READY, cut_campaign

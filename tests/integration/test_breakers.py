@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from sender.apns.pool import Health
+from sender.apns.health import Health
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.protection.breaker import Breakers

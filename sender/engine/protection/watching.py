@@ -23,7 +23,7 @@ from sender.store.breakers import Breaker
 from sender.store.database import Database, Transaction
 
 if TYPE_CHECKING:
-    from sender.apns.pool import Health
+    from sender.apns.health import Health
 
 log = structlog.get_logger()
 

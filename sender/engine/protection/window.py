@@ -12,7 +12,7 @@ from sender.policy.breaker import CALM_AFTER, Signal, Tally, judge
 from sender.store.breakers import Breaker
 
 if TYPE_CHECKING:
-    from sender.apns.pool import Health
+    from sender.apns.health import Health
 
 #: Seconds between two looks: after one of them a breaker that another worker opened is known here.
 INTERVAL = 0.5
