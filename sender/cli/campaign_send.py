@@ -22,7 +22,7 @@ from sender.policy.states import CampaignState
 from sender.store.reports import Report
 from sender.store.segments import AudienceCount
 
-PAUSED, CANCELLED, FAILED = 4, 5, 6
+PAUSED, CANCELLED, FAILED, UNDER_WAY = 4, 5, 6, 7
 
 
 class NotConfirmedError(SenderError):

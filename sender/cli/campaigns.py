@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sender.campaigns import WaitTimeoutError
 from sender.cli.campaign_options import (
     campaign_options,
     message_options,
@@ -15,7 +16,7 @@ from sender.cli.campaign_options import (
     read_time,
     with_options,
 )
-from sender.cli.campaign_send import exit_code_of, follow, release, send_now
+from sender.cli.campaign_send import UNDER_WAY, exit_code_of, follow, release, send_now
 from sender.cli.campaign_show import print_preview, print_report, print_table
 from sender.cli.output import console, print_json, warn
 from sender.client import Sender
@@ -159,12 +160,24 @@ def set_(
 
 
 @app.command()
-def wait(key: Key, as_json: AsJson = False) -> None:
-    """Wait for a campaign: exit 0 completed, 4 paused by the system, 5 cancelled, 6 failed or missed."""
+def wait(
+    key: Key,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="No longer than this, such as 90s or 2h; then exit 7.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait for a campaign: exit 0 completed, 4 paused by the system, 5 cancelled, 6 failed or missed, 7 under way."""
+    longest = read_duration(timeout, "--timeout")
     with Sender() as sender:
-        report = sender.campaigns.wait(key)
+        try:
+            report = sender.campaigns.wait(key, timeout=longest)
+            code = exit_code_of(report)
+        except WaitTimeoutError as error:
+            warn([str(error)])
+            report, code = error.report, UNDER_WAY
         print_report(report, as_json=as_json)
-    raise typer.Exit(exit_code_of(report))
+    raise typer.Exit(code)
 
 
 def _given(options: dict[str, Any]) -> list[str]:

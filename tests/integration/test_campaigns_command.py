@@ -379,6 +379,15 @@ def test_a_held_campaign_says_why_and_how_to_go_on(sender: Sender, database: Dat
     assert f"sender apps resume {APP}" in " ".join(result.output.split())
 
 
+def test_waiting_has_an_end_when_it_was_given_one(database: Database) -> None:
+    succeed(*ONE_STEP)
+    result = run("wait", "spring", "--timeout", "0.1s", "--json")
+    assert result.exit_code == 7
+    assert json.loads(result.stdout)["state"] == "scheduled"
+    assert "wait again" in result.stderr
+    assert "no duration" in fail("wait", "spring", "--timeout", "soon")
+
+
 def test_a_campaign_that_waits_for_a_person_promises_no_end(sender: Sender, database: Database) -> None:
     succeed(*ONE_STEP)
     start(database, "spring", rate=100, audience_estimate=1000)
