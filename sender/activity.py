@@ -11,7 +11,7 @@ from sender.errors import InvalidInputError, NotFoundError
 from sender.policy.outcomes import SENT, explain
 from sender.services import Services
 from sender.store import activity as store
-from sender.store import campaigns
+from sender.store import apps, campaigns
 from sender.store.activity import Entry, Filter, Removed
 
 LARGEST_LIMIT = 1_000_000
@@ -50,22 +50,24 @@ class Activity:
         campaign: str | None = None,
         app: str | None = None,
         reason: str | None = None,
-        user: str | None = None,
+        user: str | int | None = None,
         everything: bool = False,
         limit: int = 100,
     ) -> list[Line]:
         """Deliveries that did not succeed, the newest campaign's first; `everything`: those that did too.
 
-        Raises `NotFoundError` for an unknown campaign or user.
+        Raises `NotFoundError` for an unknown campaign, app or user.
         """
         if not 1 <= limit <= LARGEST_LIMIT:
             raise InvalidInputError("activity", [f"limit: must be from 1 to {LARGEST_LIMIT:,}"])
         with self._services.database.transaction() as transaction:
             if campaign is not None:
                 campaigns.load(transaction, campaign)
-            devices = None if user is None else store.devices_of(transaction, user)
+            if app is not None and apps.find(transaction, app) is None:
+                raise NotFoundError("app", app, "see `sender apps list`")
+            devices = None if user is None else store.devices_of(transaction, str(user))
             if user is not None and devices is None:
-                raise NotFoundError("user", user, "no device was registered for them")
+                raise NotFoundError("user", str(user), "no device was registered for them")
             wanted = Filter(campaign=campaign, app=app, reason=reason, device_ids=devices, everything=everything)
             return [_line(entry) for entry in store.read(transaction, wanted, limit=limit)]
 

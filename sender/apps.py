@@ -124,8 +124,10 @@ class Apps:
         """Send again at once with an app's credentials that rest, slowly at first; returns which these were.
 
         For somebody who knows that APNs is well: what opened the breaker opens it again, for longer. Other apps that
-        share the credential go on too.
+        share the credential go on too. Raises `NotFoundError`, `InvalidInputError` for what is no environment.
         """
+        if faults := _environment_faults(environment):
+            raise InvalidInputError("close_breaker", faults)
         with self._services.database.transaction() as transaction:
             wanted = {
                 ref.identity
@@ -267,12 +269,17 @@ def _absolute(file: str | Path | None) -> str:
     return str(Path(str(file)).expanduser().absolute())
 
 
+def _environment_faults(environment: EnvironmentChoice) -> list[str]:
+    if str(environment) in ("both", *Environment):
+        return []
+    return [f"environment {str(environment)!r} is none of production, sandbox, both"]
+
+
 def _checked(bundle_id: str, environment: EnvironmentChoice, given: _Given) -> list[CredentialRef]:
     """A reference for each environment, after a look at what it points to; for a certificate and "both" only the
     environments that it serves."""
     faults = given.contradictions()
-    if str(environment) not in ("both", *Environment):
-        faults.append(f"environment {str(environment)!r} is none of production, sandbox, both")
+    faults += _environment_faults(environment)
     if faults:
         raise CredentialError("credential", faults)
     now = datetime.now(UTC)

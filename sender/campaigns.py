@@ -91,7 +91,8 @@ class Campaign:
     def wait(self, timeout: float | None = None) -> Report:
         """Wait until it has finished, or is held until a person acts (`report.held`). `timeout` in seconds.
 
-        Raises `WaitTimeoutError` (a `TimeoutError`), and `ConflictError` for a draft, which nothing starts.
+        Raises `WaitTimeoutError` (a `TimeoutError`), `NotFoundError`, and `ConflictError` for a draft, which nothing
+        starts.
         """
         return self._campaigns.wait(self.key, timeout=timeout)
 
@@ -252,7 +253,10 @@ class Campaigns:
             return rehearse(transaction, self._services.settings, plan, app_id)
 
     def send(self, key: str, *, send_at: datetime | None = None, actor: str = "application") -> Campaign:
-        """Release a draft. Raises `TransitionError` when it is none."""
+        """Release a draft, at once or at `send_at` (aware).
+
+        Raises `TransitionError` when it is none, `InvalidCampaignError`, `NotFoundError`.
+        """
         if send_at is not None and send_at.tzinfo is None:
             raise InvalidCampaignError("campaign", ["send_at: has no time zone: pass an aware datetime"])
         with self._services.database.transaction() as transaction:
@@ -273,9 +277,11 @@ class Campaigns:
     def list(
         self, *, app: str | None = None, state: CampaignState | str | None = None, limit: int = 50
     ) -> list[CampaignRow]:
-        """Campaigns, newest first."""
+        """Campaigns, newest first. Raises `NotFoundError` for an unknown app."""
         wanted = None if state is None else one_of(CampaignState, "state", state, of="campaigns")
         with self._services.database.transaction() as transaction:
+            if app is not None:
+                app_id_of(transaction, app)
             return store.listed(transaction, bundle_id=app, state=wanted, limit=limit)
 
     def report(self, key: str) -> Report:
@@ -365,7 +371,10 @@ class Campaigns:
     def count(
         self, bundle_id: str, *, audience: Segment | None = None, push_type: PushType | str = PushType.ALERT
     ) -> AudienceCount:
-        """How many devices a push would go to now, and how many of the segment are left out for which cause."""
+        """How many devices a push would go to now, and how many of the segment are left out for which cause.
+
+        Raises `NotFoundError` for an unknown app, `InvalidCampaignError` for campaigns that cannot be excluded.
+        """
         segment = Segment.all() if audience is None else audience
         wanted = one_of(PushType, "push_type", push_type, of="count")
         with self._services.database.transaction() as transaction:
@@ -373,7 +382,8 @@ class Campaigns:
             check_references(transaction, segment)
             return segments.count_audience(transaction, app_id, segment, wanted)
 
-    def preview(self, key: str, *, user: str | None = None) -> Preview:
+    def preview(self, key: str, *, user: str | int | None = None) -> Preview:
         """The exact request for one device of a campaign's audience, or of a user. Raises `NotFoundError`."""
         with self._services.database.transaction() as transaction:
-            return make_preview(transaction, self._services.settings, store.load(transaction, key), user=user)
+            row = store.load(transaction, key)
+            return make_preview(transaction, self._services.settings, row, user=None if user is None else str(user))

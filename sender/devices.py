@@ -88,7 +88,7 @@ class Devices:
             return registrations.register(transaction, app.id, given)
 
     def unregister(self, bundle_id: str, token: str, *, connection: Any = None) -> bool:
-        """The app said that the token is gone. False when it was not pushable anyway, or is not known."""
+        """The app said that the token is gone. False when it is invalid, opted out, or not known."""
         normal = normalise(token)
         with self._services.database.within(connection) as transaction:
             which = Which(app_id=_app(transaction, bundle_id).id, token=normal)
@@ -108,7 +108,7 @@ class Devices:
     def opt_in(
         self, bundle_id: str, token: str | None = None, *, user: str | int | None = None, connection: Any = None
     ) -> int:
-        """The user wants pushes again, on one device or on all. Returns how many changed."""
+        """The user wants pushes again, on one device or on all. Returns how many changed. Raises `NotFoundError`."""
         with self._services.database.within(connection) as transaction:
             which = _which(transaction, bundle_id, token, user)
             return device_moves.opt_in(transaction, which, reason="opted in", actor=Actor.APPLICATION)
@@ -116,7 +116,10 @@ class Devices:
     def set_authorization(
         self, bundle_id: str, token: str, authorization: Authorization | str, *, connection: Any = None
     ) -> bool:
-        """Note what the user allows, as UNUserNotificationCenter says. False when that was known."""
+        """Note what the user allows, as UNUserNotificationCenter says. False when that was known.
+
+        Raises `InvalidInputError`, and `NotFoundError` for an unknown token.
+        """
         wanted = _checked(authorization=authorization)["authorization"]
         with self._services.database.within(connection) as transaction:
             which = _which(transaction, bundle_id, token, None)

@@ -118,9 +118,11 @@ def push(
     collapse_id: str | None = None,
     expires_in: timedelta | float | None = None,
 ) -> PushResult:
-    """Send one push and wait for its answer. Needs the worker extra.
+    """Send one push and wait for its answer. `expires_in`: a timedelta or seconds, 0 for one attempt. Needs the worker
+    extra.
 
-    Raises `MissingExtraError`, `InvalidPayloadError`, `CredentialError`.
+    Raises `MissingExtraError`, `InvalidPayloadError`, `InvalidInputError`, `CredentialError`, and `RateLimitError` when
+    its turn is more than half a minute off.
     """
     encoded = encode(payload, key=None, push_type=push_type, priority=priority, collapse_id=collapse_id)
     lasting, faults = check_duration("expires_in", expires_in)

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     # Servers
     database_url: SecretStr | None = None  # postgresql://user:password@host:5432/name
     database_schema: str = Field("sender", pattern=r"^[a-z_][a-z0-9_]{0,62}$")  # everything lives in it
-    database_pool_size: int = Field(8, ge=1, le=100)  # connections per process
+    database_pool_size: int = Field(8, ge=1, le=100)  # connections per process; a worker: and one per thread
     broker_url: SecretStr | None = None  # redis://:password@host:6379/0
     broker_key_prefix: str = ""  # put before every Redis key, to share a database
     queue_prefix: str = Field("sender", pattern=r"^[A-Za-z0-9_.-]+$")  # queues: PREFIX.control, .campaign, .priority

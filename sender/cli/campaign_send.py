@@ -133,7 +133,7 @@ def follow(sender: Sender, key: str, *, watch: bool, wait: bool, as_json: bool) 
 
 
 def exit_code_of(report: Report) -> int:
-    """0 completed, 4 paused by the system, 5 cancelled, 6 failed or missed."""
+    """0 completed, 4 paused by the system or with its app, 5 cancelled, 6 failed or missed."""
     if report.held:
         return PAUSED
     return {CampaignState.CANCELLED: CANCELLED, CampaignState.FAILED: FAILED, CampaignState.MISSED: FAILED}.get(

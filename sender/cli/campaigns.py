@@ -30,7 +30,11 @@ Key = Annotated[str, typer.Argument(help="The campaign's key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show it live until it ends.")]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait: exit 0 completed, 4 paused by the system, 5 cancelled, 6 failed.")
+    bool,
+    typer.Option(
+        "--wait",
+        help="Wait: exit 0 completed, 4 paused by the system or with its app, 5 cancelled, 6 failed or missed.",
+    ),
 ]
 Reason = Annotated[str | None, typer.Option(help="Why, for the record.")]
 
@@ -167,7 +171,8 @@ def wait(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait for a campaign: exit 0 completed, 4 paused by the system, 5 cancelled, 6 failed or missed, 7 under way."""
+    """Wait for a campaign: exit 0 completed, 4 paused by the system or with its app, 5 cancelled, 6 failed or missed,
+    7 under way."""
     longest = read_duration(timeout, "--timeout")
     with Sender() as sender:
         try:

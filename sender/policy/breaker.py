@@ -107,7 +107,7 @@ FINE = Signal(verdict=Verdict.FINE)
 
 
 def judge(last: Tally, window: Tally) -> Signal:
-    """The worst that the last second, or the last ten of them together, say."""
+    """The worst that the last look, or those of the last ten seconds together, say."""
     return max(_judge_one(last), _judge_one(window), key=lambda signal: signal.verdict)
 
 

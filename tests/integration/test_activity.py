@@ -51,7 +51,9 @@ def test_the_log_has_whatever_did_not_succeed_and_all_of_it_when_asked(sender: S
 
 
 @pytest.mark.usefixtures("log")
-def test_the_log_narrows_by_campaign_reason_user_and_app(sender: Sender) -> None:
+def test_the_log_narrows_by_campaign_reason_user_and_app(sender: Sender, database: Database) -> None:
+    with database.transaction() as transaction:
+        add_app(transaction, bundle_id="com.example.other")
     assert outcomes(sender, campaign="spring") == SPRING
     assert outcomes(sender, reason="ServiceUnavailable") == {("summer", "retrying", "ServiceUnavailable")}
     assert outcomes(sender, user="u-2") == {
@@ -66,6 +68,10 @@ def test_the_log_narrows_by_campaign_reason_user_and_app(sender: Sender) -> None
         sender.activity.read(campaign="winter")
     with pytest.raises(NotFoundError):
         sender.activity.read(user="nobody")
+    with pytest.raises(NotFoundError, match="no user '42'"):
+        sender.activity.read(user=42)  # as `register` takes them
+    with pytest.raises(NotFoundError, match="sender apps list"):
+        sender.activity.read(app="com.example.nobody")
     with pytest.raises(InvalidInputError):
         sender.activity.read(limit=0)
 

@@ -278,6 +278,8 @@ def test_the_list_is_newest_first_and_narrows(app: int, sender: Sender, database
     assert keys(sender) == ["c", "b", "a"]
     assert [row.key for row in sender.campaigns.list(app=APP, limit=1)] == ["b"]
     assert [row.key for row in sender.campaigns.list(state="draft")] == ["c"]
+    with pytest.raises(NotFoundError, match="no app 'com"):
+        sender.campaigns.list(app="com.example.nobody")
 
 
 def test_a_preview_is_the_exact_request_with_the_token_shortened(app: int, sender: Sender, database: Database) -> None:

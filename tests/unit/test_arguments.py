@@ -57,6 +57,10 @@ def test_the_check_reaches_all_nouns() -> None:
         (lambda sender: sender.campaigns.change(5, rate=1), "change: key must be a text, not int"),
         (lambda sender: sender.campaigns.list(limit=True), "list: limit must be a whole number, not bool"),
         (lambda sender: sender.campaigns.list(state="gone"), "campaigns: state 'gone' is none of draft, "),
+        (
+            lambda sender: sender.apps.close_breaker("com.example.news", "sandbx"),
+            "close_breaker: environment 'sandbx' is none of production, sandbox, both",
+        ),
         (lambda sender: sender.campaigns.count("x", push_type="loud"), "count: push_type 'loud' is none of alert, "),
         (lambda sender: sender.campaigns.count("x", audience="all"), "audience must be a Segment or None, not str"),
         (lambda sender: sender.changelog.read(after=5), "read: after must be a text or None, not int"),
