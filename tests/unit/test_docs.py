@@ -80,6 +80,38 @@ def test_decisions_have_numbers_of_their_own() -> None:
     assert len(numbers) == len(set(numbers)) and all(number.isdigit() for number in numbers)
 
 
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+#: A path of this repository, from its top or from sender/, or a module's file alone; and a test in it.
+NAMED = re.compile(
+    r"(?<![\w/.-])((?:sender|tasks|config|tests|docs|deploy)/[\w/.-]*[\w/]|(?:[a-z_]+/)*[a-z_]+\.py)(?:::(test_\w+))?"
+)
+
+
+def named() -> Iterator[tuple[str, str, str]]:
+    """(file, path, test in it or nothing) of every path that the documentation and the docstrings speak of."""
+    for file in [*PAGES, *SOURCES]:
+        for path, test in NAMED.findall(file.read_text()):
+            yield str(file.relative_to(ROOT)), path, test
+
+
+@pytest.mark.parametrize(("file", "path", "test"), sorted(set(named())))
+def test_every_path_that_is_named_exists(file: str, path: str, test: str) -> None:
+    found = [place for place in (ROOT / path, ROOT / "sender" / path) if place.exists()]
+    assert found or path in {source.name for source in SOURCES}, f"{file} speaks of {path}"
+    assert not test or f"def {test}(" in found[0].read_text()
+
+
+def test_every_make_target_and_module_that_is_named_exists() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^ *|`)make ([a-z]+)", text, flags=re.MULTILINE)) <= targets
+    modules = [ROOT / name.replace(".", "/") for name in re.findall(r"python -m (tests[\w.]*\w)", text)]
+    assert modules and all(
+        (module / "__main__.py").exists() or module.with_suffix(".py").exists() for module in modules
+    )
+
+
 # --- commands -------------------------------------------------------------------------------------------------------
 
 

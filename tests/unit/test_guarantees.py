@@ -1,4 +1,4 @@
-"""Every promise of docs/guarantees.md names tests: they exist."""
+"""The promises of docs/guarantees.md, and the pages that follow it, name tests: they exist."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ TESTS = {
 }
 
 
-@pytest.mark.parametrize("name", re.findall(r"`(test_\w+)`", (DOCS / "guarantees.md").read_text()))
-def test_a_test_that_the_guarantees_name_exists(name: str) -> None:
+NAMED = {name for page in DOCS.rglob("*.md") for name in re.findall(r"`(test_\w+)`", page.read_text())}
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_test_that_the_documentation_names_exists(name: str) -> None:
     assert name in TESTS
