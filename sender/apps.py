@@ -31,7 +31,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @check_arguments()
 class Apps:
-    """An app is a bundle id with a credential for each environment."""
+    """An app is a bundle id with a credential for each environment. Verbs on one app raise `NotFoundError` when there
+    is none."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -50,8 +51,8 @@ class Apps:
         """Add an app with its credential, which is read and checked now, and referred to by path ever after.
 
         `key_id` defaults from the name AuthKey_XXXXXXXXXX.p8; a certificate for one environment with "both" is kept
-        for that one. Adding the same again changes nothing. Raises `CredentialError`; `ConflictError` when the app is
-        there with another credential.
+        for that one. Adding the same again changes nothing. Raises `InvalidInputError` for what is no bundle id,
+        `CredentialError`; `ConflictError` when the app is there with another credential.
         """
         _check_bundle_id(bundle_id)
         given = _Given(
@@ -105,7 +106,7 @@ class Apps:
             return store.list_all(transaction)
 
     def show(self, bundle_id: str) -> App:
-        """One app. Raises `NotFoundError`."""
+        """One app."""
         with self._services.database.transaction() as transaction:
             return _found(transaction, bundle_id)
 
@@ -124,7 +125,7 @@ class Apps:
         """Send again at once with an app's credentials that rest, slowly at first; returns which these were.
 
         For somebody who knows that APNs is well: what opened the breaker opens it again, for longer. Other apps that
-        share the credential go on too. Raises `NotFoundError`, `InvalidInputError` for what is no environment.
+        share the credential go on too. Raises `InvalidInputError` for what is no environment.
         """
         if faults := _environment_faults(environment):
             raise InvalidInputError("close_breaker", faults)
@@ -162,7 +163,10 @@ class Apps:
             store.remove(transaction, app.id)
 
     def set_rate(self, bundle_id: str, rate: float | None) -> None:
-        """Limit an app's pushes a second over all its campaigns and all workers; None lifts the limit."""
+        """Limit an app's pushes a second over all its campaigns and all workers; None lifts the limit.
+
+        Raises `InvalidInputError` for what is no rate.
+        """
         if rate is not None and not is_rate(rate):
             fault = f"{str(rate)[:40]!r} is not a number of pushes a second from {SLOWEST:.6f} to {FASTEST:,.0f}"
             raise InvalidInputError("rate", [f"{fault}; None (unlimited) lifts the limit"])

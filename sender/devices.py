@@ -33,7 +33,10 @@ __all__ = ["KEEP", "Device", "Devices", "ImportReport", "Quarantine", "Registere
 
 @check_arguments()
 class Devices:
-    """Tokens of apps, and what is known of them. `connection=` joins the caller's own transaction."""
+    """Tokens of apps, and what is known of them. `connection=` joins the caller's own transaction.
+
+    Every verb raises `NotFoundError` for an unknown app, and `InvalidTokenError` for what is no token.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -61,7 +64,7 @@ class Devices:
         before is of the app's only environment, or of production. An invalid or quarantined token is alive again; an
         opted-out device stays opted out.
 
-        Raises `InvalidInputError` (`InvalidTokenError` for the token) and `NotFoundError` for an unknown app.
+        Raises `InvalidInputError` with all faults of the fields.
         """
         normal = normalise(token)
         former = None if replaces is None else normalise(replaces)
