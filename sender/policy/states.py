@@ -24,7 +24,7 @@ class CampaignState(StrEnum):
     PAUSED = "paused"  # by a person or by the system; resumes where it stopped
     COMPLETED = "completed"  # every device of the audience has its final outcome
     CANCELLED = "cancelled"  # by a person; what was not sent is recorded as cancelled
-    FAILED = "failed"  # the message itself is wrong, or we have a bug: nothing more is sent
+    FAILED = "failed"  # the message is wrong, we have a bug, or whom to leave out is not known: nothing more is sent
     MISSED = "missed"  # due so long ago that sending it now would be wrong
 
 
