@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from rich.console import Console
@@ -31,6 +33,10 @@ class SafeConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """As Rich's, which every text and every cell of a table goes through."""
         return super().render_str(visible(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Rich calls this when whoever read has enough."""
+        end_quietly()
 
 
 console = SafeConsole()
@@ -79,7 +85,16 @@ def warn(warnings: Sequence[str]) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(jsonable(value), ensure_ascii=False))
+    try:
+        print(json.dumps(jsonable(value), ensure_ascii=False), flush=True)
+    except BrokenPipeError:
+        end_quietly()
+
+
+def end_quietly() -> NoReturn:
+    """End without a word and with exit code 0: `sender … | head` is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+    raise SystemExit(0)
 
 
 def jsonable(value: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -98,3 +100,13 @@ def test_an_interruption_and_a_full_disk_are_no_bugs(
         cli.main()
     shown = capsys.readouterr().err
     assert caught.value.code == code and shown.startswith(words) and "bug" not in shown
+
+
+@pytest.mark.parametrize("show", ["console.print('x')", "print_json({})"])
+def test_a_reader_that_has_enough_is_no_error(show: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = f"from sender.cli.output import console, print_json; {show}; raise SystemExit(1)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
