@@ -39,7 +39,7 @@ def activity(
         for line in lines:
             print_json(line)
     else:
-        _print(lines, limit, complete=not gone)
+        _print(lines, limit, reason=reason, complete=not gone)
     _tell_removed(gone)
 
 
@@ -61,10 +61,12 @@ def _tell_removed(gone: Sequence[Removed]) -> None:
             )
 
 
-def _print(lines: Sequence[Line], limit: int, *, complete: bool) -> None:
+def _print(lines: Sequence[Line], limit: int, *, reason: str | None, complete: bool) -> None:
     """A line a delivery, and once a reason what it means."""
     if not lines:
         why = "every delivery succeeded, or none was made yet (--all shows the others)"
+        if reason is not None:
+            why = f"no delivery has the reason {reason!r} (docs/errors.md lists them)"
         console.print(f"nothing to show: {why if complete else 'what there was is not kept any more'}", soft_wrap=True)
         return
     for line in lines:
@@ -72,8 +74,8 @@ def _print(lines: Sequence[Line], limit: int, *, complete: bool) -> None:
     explained = {line.reason: line for line in lines if line.reason}
     if explained:
         console.print()
-    for reason, line in explained.items():
-        text = f"{reason}: {line.meaning} {line.advice}"
+    for each, line in explained.items():
+        text = f"{each}: {line.meaning} {line.advice}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if len(lines) == limit:
         console.print(f"the first {limit:,}; --limit shows more", style="dim")

@@ -100,6 +100,7 @@ def test_the_command_prints_lines_and_explains_each_reason_once(
     assert result.output.count("BadDeviceToken:") == 1
     assert "00020000…" in result.output
     assert "0" * 20 not in result.output
+    assert "no delivery has the reason 'Nope'" in CliRunner().invoke(cli, ["activity", "--reason", "Nope"]).output
     result = CliRunner().invoke(cli, ["activity", "--campaign", "summer", "--json"])
     lines = [json.loads(line) for line in result.output.splitlines()]
     assert {line["outcome"] for line in lines} == {"rejected", "unknown", "retrying"}
