@@ -82,7 +82,9 @@ def _record_facts(
     """What is known of single devices: their ends, their tokens, and, if the claim is still ours, their retries.
     `ends`: nothing of the batch is left to send, so that it is done with what is counted."""
     retried = claim.kind == "retry" or claim.epoch > 1 or not ours
-    counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried, ends=ends)
+    counts: dict[str, int] = {}
+    if ours or not _is_over(transaction, claim, results):
+        counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried, ends=ends)
     _record_tokens(transaction, claim, results)
     if claim.campaign.delivery == "at_most_once":
         _end_intents(transaction, claim, results, ours=ours)
@@ -90,6 +92,16 @@ def _record_facts(
         ledger.postpone(transaction, claim, results.again)
         counts["retrying"] = len(results.again)
     return counts
+
+
+def _is_over(transaction: Transaction, claim: Claim, results: Results) -> bool:
+    """Whether late answers come after their campaign's end: all of its deliveries are final then, and retention may
+    have removed their rows, or the whole month, since."""
+    if not lifecycle.is_finished(transaction, claim.campaign.id):
+        return False
+    late = len(results.sent) + len(results.finals)
+    log.warning("late_answers_ignored", batch=claim.batch_id, campaign=claim.campaign.key, answers=late)
+    return True
 
 
 def _end_claim(

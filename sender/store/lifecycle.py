@@ -177,6 +177,12 @@ def settle(transaction: Transaction) -> list[tuple[int, str, str]]:
     return [(id, key, state) for id, key, state in transaction.execute(_SETTLE)]
 
 
+def is_finished(transaction: Transaction, campaign_id: int) -> bool:
+    """Whether a campaign has come to its end, or is gone altogether."""
+    row = transaction.execute("SELECT finished_at FROM {s}.campaigns WHERE id = %s", (campaign_id,)).fetchone()
+    return row is None or row[0] is not None
+
+
 def take_fanout(transaction: Transaction, *, seconds: float) -> list[tuple[int, str]]:
     """Campaigns that have something to be cut or published and that nobody is at, now reserved for `seconds`: (id, key)
     of each."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.fanout import MOST_OPEN
-from sender.engine.recording import record
+from sender.engine.recording import record, record_surely
 from sender.engine.results import Results
 from sender.engine.sweep import end_open
 from sender.engine.tick import tick
@@ -25,7 +26,7 @@ from sender.model import ACCEPTED, Answer, Push, Rejected
 from sender.policy.pace import batch_size
 from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import apps, batches, breakers, cut, lifecycle, limits, sending
+from sender.store import apps, batches, breakers, cut, lifecycle, limits, partitions, retention, sending
 from sender.store.batches import Claim
 from sender.store.breakers import Opening
 from sender.store.database import Database, Transaction
@@ -302,6 +303,37 @@ def test_a_late_acceptance_beside_a_retry_does_not_keep_the_campaign_open(engine
     assert engine.outcomes() == {"sent": 1}
     assert engine.rows("SELECT FROM {s}.retries") == []
     assert engine.report().state == "completed"
+
+
+def test_a_late_answer_whose_month_of_the_ledger_was_dropped_is_ignored_and_not_tried_for_ever(engine: Engine) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+    late = claim_of(engine, engine.queue.pop())
+    reclaim(engine)
+    engine.run()
+    engine.runtime.stopping.hurry()  # whoever would try again gives up, instead of trying for as long as the test lasts
+    with engine.database.transaction() as transaction:
+        (month,) = [month for month in partitions.months(transaction, partitions.LEDGER) if not month.empty]
+        assert retention.drop(transaction, month)
+    with capture_logs() as logs:
+        assert record_surely(engine.runtime, late, Results(sent=list(late.device_ids))) == {"fenced": 1}
+    assert [log["answers"] for log in logs if log["event"] == "late_answers_ignored"] == [3]
+    assert engine.report().sent == 3
+
+
+def test_a_late_answer_does_not_count_again_what_retention_has_removed(engine: Engine) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+    late = claim_of(engine, engine.queue.pop())
+    reclaim(engine)
+    engine.run()
+    with engine.database.transaction() as transaction:
+        transaction.execute("DELETE FROM {s}.deliveries")
+    store(engine, late, Results(sent=list(late.device_ids)))
+    assert engine.outcomes() == {}
+    assert engine.report().sent == 3
 
 
 def test_retries_gathered_beside_a_fan_out_are_not_passed_over(engine: Engine) -> None:
