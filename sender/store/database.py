@@ -24,7 +24,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from sender.errors import ConfigurationError, DatabaseUnavailableError, SchemaVersionError
-from sender.store.outages import first_line, no_connection, refusal
+from sender.store.outages import first_line, is_of_statement, no_connection, refusal
 from sender.store.schema import check as check_schema
 
 _DIALECT = PGDialect_psycopg()
@@ -151,10 +151,10 @@ class Database:
         try:
             with connection:  # psycopg: commit or rollback; does not close pooled connections
                 yield self._checked_transaction(connection)
-        except psycopg.errors.UndefinedTable as error:
-            raise SchemaVersionError(
-                f"schema {self.schema!r} is not migrated ({first_line(error)}): run `sender migrate`"
-            ) from None
+        except psycopg.ProgrammingError as error:
+            if is_of_statement(error):
+                self._check_again(connection)
+            raise
         except (UnicodeEncodeError, psycopg.DataError) as error:
             raise refusal(error) from None
         finally:
@@ -196,6 +196,19 @@ class Database:
             check_schema(transaction)
             self._checked = True
         return transaction
+
+    def _check_again(self, connection: psycopg.Connection[Any]) -> None:
+        """After a statement that PostgreSQL does not understand: raises `SchemaVersionError` when that is because the
+        schema is not, or is no longer, this version's."""
+        try:
+            with connection:
+                check_schema(Transaction(connection, self.schema))
+        except psycopg.errors.UndefinedTable as error:
+            raise SchemaVersionError(
+                f"schema {self.schema!r} is not migrated ({first_line(error)}): run `sender migrate`"
+            ) from None
+        except psycopg.Error:
+            return  # it cannot be told
 
     def _why_none(self, error: BaseException) -> str:
         """Why there is no connection. The pool only says that it waited: one that is asked for directly says more."""

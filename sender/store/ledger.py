@@ -16,7 +16,7 @@ from sender.policy.verdict import Again, Final
 from sender.store import intents
 from sender.store.batches import Claim, as_array
 from sender.store.database import Transaction
-from sender.store.outages import is_outage
+from sender.store.outages import is_of_data
 
 #: Deliveries that wait for a retry and are ended in one transaction: all of a large campaign's would take minutes.
 MOST_ENDED = 20_000
@@ -275,7 +275,7 @@ def _write_ended(transaction: Transaction, ending: Ending, batch_id: int, finals
             )
         return sum(counted.values())
     except psycopg.Error as error:
-        if is_outage(error):
+        if not is_of_data(error):
             raise
     if len(finals) == 1:
         count_unwritten(transaction, ending.id, batch_id, finals[0].device_id)

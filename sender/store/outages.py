@@ -1,4 +1,5 @@
-"""What an error of PostgreSQL's says: whether the server is away, somebody was in the way, or the data is wrong."""
+"""What an error of PostgreSQL's says: whether the server is away, somebody was in the way, or the data or the statement
+is wrong."""
 
 from __future__ import annotations
 
@@ -12,8 +13,13 @@ _TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.Internal
 #: Errors of a transaction that somebody was in the way of: another time it may have its locks.
 BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
-#: Classes of SQLSTATE that speak of the data of a statement, not of the server: the same statement fails again.
-_OF_DATA = frozenset({"0A", "22", "23", "44", "54", "P0", "XX"})
+#: SQLSTATEs after which the same statement may succeed another time: besides those of the server as a whole, a login, a
+#: database or a schema that is not there, a timeout, a conflict with somebody else, and a privilege that can be given.
+#: What is not among them is wrong with the data or with the statement, and fails again.
+_PASSING = ("08", "25006", "25P03", "25P04", "28", "3D", "3F", "40", "42501", "53", "55", "57", "58", "F0")
+
+#: Classes of SQLSTATE that speak of the data of a statement: with other data it succeeds.
+_OF_DATA = frozenset({"0A", "21", "22", "23", "44", "54", "P0", "XX"})
 
 #: SQLSTATEs that speak of the server as a whole: no connection, no resources, shutting down or starting, a standby.
 _AWAY = ("08", "25006", "53", "57P", "58")
@@ -29,7 +35,7 @@ _TOO_MANY = (
 
 def is_outage(error: BaseException) -> bool:
     """Whether the same transaction may succeed later as it is: the server is away, full, busy or not migrated. False
-    for an error of its data, and for everything that is not PostgreSQL's."""
+    for an error of its data or of its statements, and for everything that is not PostgreSQL's."""
     if isinstance(error, (DatabaseUnavailableError, PoolTimeout)):
         return True
     if not isinstance(error, psycopg.Error):
@@ -38,7 +44,17 @@ def is_outage(error: BaseException) -> bool:
         return isinstance(error, _TRANSIENT)
     if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
         return True  # a partition is missing: of the table, not of the row
-    return error.sqlstate[:2] not in _OF_DATA
+    return error.sqlstate.startswith(_PASSING)
+
+
+def is_of_data(error: psycopg.Error) -> bool:
+    """Whether an error is that of some rows of a statement: without them it succeeds."""
+    return not is_outage(error) and (error.sqlstate is None or error.sqlstate[:2] in _OF_DATA)
+
+
+def is_of_statement(error: psycopg.Error) -> bool:
+    """Whether a statement is wrong as it is (SQLSTATE class 42): a fault of ours, or of the schema that it meets."""
+    return (error.sqlstate or "").startswith("42") and not is_outage(error)
 
 
 def is_away(error: BaseException) -> bool:

@@ -13,21 +13,23 @@ from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from sender.client import Sender
 from sender.doctor.servers import check_database
 from sender.engine import recording
 from sender.engine.delivery import send_batch
-from sender.errors import DatabaseUnavailableError
+from sender.errors import DatabaseUnavailableError, SchemaVersionError
+from sender.model import ACCEPTED, Rejected
 from sender.settings import Settings
 from sender.stack.account import forget_homes
 from sender.stack.datadir import DataDirectory
 from sender.stack.postgres import Postgres
-from sender.store import batches
+from sender.store import batches, devices
 from sender.store.database import Database
 from sender.store.migrate import migrate
 from sender.store.outages import is_away, is_outage
-from tests.integration.engine import Engine, engine_on
+from tests.integration.engine import Engine, engine_on, token_of
 
 #: What the small server has for ordinary roles.
 CONNECTIONS = 8
@@ -195,6 +197,42 @@ def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytes
     assert engine.rows("SELECT state, failures FROM {s}.batches") == [("open", 0)]
 
 
+def test_a_statement_that_is_wrong_is_a_failure_of_the_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.add_devices(3)
+    engine.enqueue()
+    engine.start()
+    (batch,) = engine.queue
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_FRESH_TARGETS", "SELECT no_such_column FROM {s}.devices")
+        with capture_logs() as logs, pytest.raises(psycopg.errors.UndefinedColumn):
+            send_batch(engine.runtime, batch)
+    assert [log["event"] for log in logs] == ["claim_broke"]
+    assert engine.rows("SELECT state, failures FROM {s}.batches") == [("open", 1)]
+
+
+def test_a_wrong_statement_costs_the_answers_that_need_it_and_no_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(4)
+    engine.answer(lambda push: Rejected(status=400, reason="BadDeviceToken") if push.token == token_of(1) else ACCEPTED)
+    engine.enqueue()
+    engine.start()
+    engine.runtime.stopping.hurry()  # whoever took it for an outage gives up, instead of waiting for its end
+    monkeypatch.setattr(devices, "_QUARANTINE", "SELECT no_such_function(%(campaign)s)")
+    send_batch(engine.runtime, engine.queue.pop())
+    assert engine.outcomes() == {"sent": 3, "failed": 1}
+    assert engine.report().in_flight == 0
+
+
+def test_a_statement_that_meets_the_schema_of_another_version_waits_for_a_process_of_that_version(
+    database: Database,
+) -> None:
+    with database.transaction() as transaction:
+        transaction.execute("UPDATE {s}.alembic_version SET version_num = 'newer'")
+    with pytest.raises(SchemaVersionError, match="newer"), database.transaction() as transaction:
+        transaction.execute("SELECT no_such_column FROM {s}.devices")
+
+
 @pytest.mark.parametrize(
     ("error", "outage"),
     [
@@ -204,8 +242,15 @@ def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytes
         (psycopg.errors.AdminShutdown("going down"), True),
         (psycopg.errors.DeadlockDetected("deadlock"), True),
         (psycopg.errors.ReadOnlySqlTransaction("a standby"), True),
-        (psycopg.errors.UndefinedColumn("migrating"), True),
+        (psycopg.errors.InsufficientPrivilege("to be granted"), True),
+        (psycopg.errors.LockNotAvailable("somebody has it"), True),
+        (psycopg.errors.QueryCanceled("statement timeout"), True),
         (DatabaseUnavailableError("away"), True),
+        (SchemaVersionError("migrated meanwhile"), True),
+        (psycopg.errors.UndefinedColumn("ours"), False),
+        (psycopg.errors.SyntaxError("ours"), False),
+        (psycopg.errors.CardinalityViolation("a row twice"), False),
+        (psycopg.errors.InFailedSqlTransaction("ours"), False),
         (psycopg.errors.UniqueViolation("twice"), False),
         (psycopg.errors.NumericValueOutOfRange("too large"), False),
         (psycopg.errors.ProgramLimitExceeded("too large"), False),
@@ -213,7 +258,7 @@ def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytes
         (ValueError("ours"), False),
     ],
 )
-def test_an_outage_is_told_from_an_error_of_the_data(error: Exception, outage: bool) -> None:
+def test_an_outage_is_told_from_an_error_of_the_data_or_the_statement(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
 
 
@@ -228,7 +273,7 @@ def test_an_outage_is_told_from_an_error_of_the_data(error: Exception, outage: b
         (DatabaseUnavailableError("away"), True),
         (psycopg.errors.DeadlockDetected("deadlock"), False),
         (psycopg.errors.LockNotAvailable("somebody has it"), False),
-        (psycopg.errors.UndefinedColumn("migrating"), False),
+        (psycopg.errors.UndefinedColumn("ours"), False),
         (ValueError("ours"), False),
     ],
 )
