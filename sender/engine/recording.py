@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from sender.engine.protection.breaker import log_opened
+from sender.engine.protection.guard import Believed
 from sender.engine.mishaps import survived
 from sender.engine.poison import name_error
 from sender.engine.protection.breaker import log_opened
@@ -82,6 +84,8 @@ def _record_facts(
     """What is known of single devices: their ends, their tokens, and, if the claim is still ours, their retries.
     `ends`: nothing of the batch is left to send, so that it is done with what is counted."""
     retried = claim.kind == "retry" or claim.epoch > 1 or not ours
+    if retried:
+        ledger.hold_retries(transaction, claim.campaign.id, results.device_ids())
     counts: dict[str, int] = {}
     if ours or not _is_over(transaction, claim, results):
         counts = ledger.record(transaction, claim, results.sent, results.finals, retried=retried, ends=ends)
@@ -138,7 +142,9 @@ def _record_apart(runtime: Runtime, claim: Claim, results: Results) -> dict[str,
     scale = runtime.settings.backoff_scale
 
     def judge(transaction: Transaction) -> dict[str, int]:
-        results.gone = list(_believed(transaction, claim, results))
+        believed = _believed(transaction, claim, results)
+        devices.invalidate(transaction, believed.waited, claim.campaign.id)
+        results.gone = list(believed.gone)
         return {}
 
     def facts(transaction: Transaction, part: Results) -> dict[str, int]:
@@ -199,7 +205,8 @@ def _persist(runtime: Runtime, claim: Claim, write: Callable[[Transaction], dict
 
 def _record_tokens(transaction: Transaction, claim: Claim, results: Results) -> None:
     campaign_id = claim.campaign.id
-    gone = _believed(transaction, claim, results)
+    believed = _believed(transaction, claim, results)
+    gone = [*believed.gone, *believed.waited]
     accepted = [final.device_id for final in results.finals if final.outcome is Outcome.SENT]
     tested = [*results.sent, *accepted] if claim.retest else []
     _hold_devices(transaction, gone, results, tested)
@@ -227,10 +234,10 @@ def _hold_devices(transaction: Transaction, gone: Sequence[Gone], results: Resul
         devices.hold(transaction, {device_id for kind in kinds for device_id in kind})
 
 
-def _believed(transaction: Transaction, claim: Claim, results: Results) -> Sequence[Gone]:
+def _believed(transaction: Transaction, claim: Claim, results: Results) -> Believed:
     """The 410s that the guard lets count now."""
     if results.guard is None:
-        return results.gone
+        return Believed(results.gone, ())
     return results.guard.rule(transaction, claim, results.tallies, results.gone)
 
 

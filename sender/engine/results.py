@@ -50,6 +50,10 @@ class Results:
     guard: Guard | None = None  # who judges them; None: nobody
     error: str | None = None  # of our own, on one of the deliveries
 
+    def device_ids(self) -> list[int]:
+        """Whose deliveries ended, or wait for another attempt."""
+        return [*self.sent, *(final.device_id for final in self.finals), *(again.device_id for again in self.again)]
+
     def halt(self, rule: Rule, credential: CredentialRef) -> None:
         """Note what must stop beside the delivery: once, or once for each credential that must rest."""
         whose = credential.identity if rule.halt is Halt.HOLD_CREDENTIAL else ""

@@ -56,6 +56,8 @@ UPDATE {s}.batches SET
 WHERE id = %(batch)s
 """
 
+_HOLD_RETRIES = "SELECT FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s) ORDER BY device_id FOR UPDATE"
+
 _END_RETRIES = "DELETE FROM {s}.retries WHERE campaign_id = %s AND device_id = ANY(%s)"
 
 #: The ledger is asked a device at a time, as in `store.batches`. Whatever batch a row names: one that was just put off
@@ -108,7 +110,8 @@ DELETE FROM {s}.retries r WHERE r.campaign_id = %(campaign)s AND r.device_id = A
 RETURNING r.device_id, r.attempts, r.status
 """
 
-_FIRST_BATCH = "SELECT min(id) FROM {s}.batches WHERE campaign_id = %s"
+#: On which what was only in the retries is counted.
+_FIRST_BATCH = "SELECT id FROM {s}.batches WHERE campaign_id = %s ORDER BY id LIMIT 1 FOR UPDATE"
 
 
 def record(
@@ -121,8 +124,8 @@ def record(
     ends: bool = False,
 ) -> dict[str, int]:
     """Write the deliveries of a claim that are final (`sent`: device ids accepted at the first attempt) and have no
-    row yet, and count them on its batch. Returns what was counted, by outcome. `retried`: whether rows of the retries
-    may have to go; `ends`: the batch, which must be held, is done with it."""
+    row yet, and count them on its batch. Returns what was counted, by outcome. `retried`: whether rows of the retries,
+    which must be held (`hold_retries`), may have to go; `ends`: the batch, which must be held, is done with it."""
     return write(
         transaction,
         batch_id=claim.batch_id,
@@ -163,6 +166,14 @@ def write(
     if ends or any(counts.values()):
         transaction.execute(_COUNT, counts | {"batch": batch_id, "reasons": json.dumps(reasons), "ends": ends})
     return {outcome: count for outcome, count in counts.items() if count}
+
+
+def hold_retries(transaction: Transaction, campaign_id: int, device_ids: Collection[int]) -> None:
+    """Hold what these devices wait with for another attempt, until the transaction ends: before anything is written of
+    a delivery that another batch may have too, so that a late answer, a retry and the end of the campaign never wait
+    for each other crosswise."""
+    if device_ids:
+        transaction.execute(_HOLD_RETRIES, (campaign_id, list(device_ids)))
 
 
 def end_retries(transaction: Transaction, campaign_id: int, device_ids: Sequence[int]) -> None:
@@ -239,14 +250,16 @@ def end_open(transaction: Transaction, ending: Ending) -> int:
     Claimed batches are left to their workers, which stop, record and release; the next call takes them.
     """
     ended = 0
-    for batch_id, device_ids in transaction.execute(_OPEN_OF, (ending.id, ending.low_batch_id)).fetchall():
+    first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()  # before anything that its worker waits for
+    found = transaction.execute(_OPEN_OF, (ending.id, ending.low_batch_id)).fetchall()
+    hold_retries(transaction, ending.id, [id for _, device_ids in found for id in device_ids])
+    for batch_id, device_ids in found:
         announced = _take_intents(transaction, ending, device_ids)
         finals = [ending.final(id, announced) for id in device_ids]
         ended += _write_ended(transaction, ending, batch_id, finals)
         transaction.execute(_CLOSE_BATCH, (batch_id,))
     waiting = transaction.execute(_LAST_RETRIES, {"campaign": ending.id, "most": MOST_ENDED}).fetchall()
     if waiting:
-        first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()
         announced = _take_intents(transaction, ending, [id for id, _, _ in waiting])
         finals = [ending.final(id, announced, attempts=attempts, status=status) for id, attempts, status in waiting]
         ended += _write_ended(transaction, ending, first[0] if first else 0, finals)

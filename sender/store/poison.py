@@ -130,6 +130,7 @@ def _fail(transaction: Transaction, batch_id: int, campaign_id: int, started_on:
     """Failed, unless it may have been sent: then nobody knows."""
     announced = intents.open_of(transaction, campaign_id, [device_id])
     outcome, reason = (Outcome.UNKNOWN, MAY_HAVE_BEEN_SENT) if announced else (Outcome.FAILED, INTERNAL_ERROR)
+    ledger.hold_retries(transaction, campaign_id, [device_id])
     ledger.write(
         transaction,
         batch_id=batch_id,

@@ -1,7 +1,8 @@
 """The guard's books: a row per campaign and environment, what a trial has outstanding, and the 410s that wait for its
 verdict.
 
-Whoever needs more than one of these rows locks the trial first, then the campaign, then devices.
+Whoever needs more than one of these rows locks the trial first, then what is usual for the app, the campaign, and then
+all of the devices at once.
 """
 
 from __future__ import annotations
@@ -203,11 +204,8 @@ def note_probes(transaction: Transaction, campaign_id: int, environment: str, *,
 
 
 def trust(transaction: Transaction, campaign_id: int, environment: str) -> bool:
-    """End a trial well: what was staged of it is applied. False when somebody else ended it."""
-    if not _move(transaction, campaign_id, environment, TrialState.TRUSTED):
-        return False
-    apply_staged(transaction, campaign_id, environment)
-    return True
+    """End a trial well: what was staged of it may be taken. False when somebody else ended it."""
+    return _move(transaction, campaign_id, environment, TrialState.TRUSTED)
 
 
 def trip(transaction: Transaction, campaign_id: int, environment: str) -> bool:
@@ -258,9 +256,9 @@ def stage(transaction: Transaction, campaign_id: int, hits: Sequence[Gone]) -> N
     )
 
 
-def apply_staged(transaction: Transaction, campaign_id: int, environment: str) -> int:
-    """Invalidate the devices that waited for the guard's verdict. Returns how many waited."""
-    waited = [
+def take_staged(transaction: Transaction, campaign_id: int, environment: str) -> list[Gone]:
+    """Take the 410s that waited for the guard's verdict, to invalidate their devices in this transaction."""
+    return [
         Gone(
             device_id=device_id,
             token=token,
@@ -275,8 +273,11 @@ def apply_staged(transaction: Transaction, campaign_id: int, environment: str) -
             _TAKE_STAGED, (campaign_id, environment)
         ).fetchall()
     ]
-    devices.invalidate(transaction, waited, campaign_id)
-    return len(waited)
+
+
+def apply_staged(transaction: Transaction, campaign_id: int, environment: str) -> None:
+    """Invalidate the devices that waited for the guard's verdict."""
+    devices.invalidate(transaction, take_staged(transaction, campaign_id, environment), campaign_id)
 
 
 def _move(transaction: Transaction, campaign_id: int, environment: str, target: TrialState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,15 +17,17 @@ import pytest
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.fanout import cut_campaign
+from sender.engine.guard import Tally
 from sender.engine.poison import part_suspected
 from sender.engine.recording import record
 from sender.engine.results import Results
 from sender.engine.sweep import end_open
 from sender.engine.tick import tick
+from sender.policy.guard import Counts
 from sender.policy.poison import MOST_FAILURES
 from sender.policy.verdict import Again
 from sender.settings import Settings
-from sender.store import batches, devices, intents, ledger, lifecycle, poison
+from sender.store import batches, devices, intents, ledger, lifecycle, poison, trials
 from sender.store.batches import Claim
 from sender.store.database import Database
 from sender.store.devices import Gone, Throttled
@@ -302,6 +304,42 @@ def test_what_a_cancelled_campaign_has_in_a_retry_is_ended_by_it_and_not_with_th
     assert engine.report().finished
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["waits", "in a batch"])
+def test_the_end_of_a_campaign_and_a_late_answer_do_not_wait_for_each_other_crosswise(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, gathered: bool
+) -> None:
+    engine.add_devices(1)
+    engine.enqueue(batch_size=1)
+    engine.start()
+    late = claimed(engine, engine.queue.pop())
+    assert lose(engine, late)
+    again = Again(device_id=late.device_ids[0], due_at=late.loaded_at, attempts=1, reason="Shutdown", status=503)
+    in_transaction(engine, record_of(claimed(engine, late.batch_id), again=[again]))()
+    if gathered:
+        engine.sweep()
+    engine.sender.campaigns.cancel("hello")
+    real = ledger.end_retries
+    waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool:
+
+        def end_retries(*arguments: Any) -> None:  # of the late answer: the ledger has it, the retries still do
+            monkeypatch.setattr(ledger, "end_retries", real)
+            ending.append(pool.submit(end_open, engine.database))
+            while not ending[0].done() and not engine.rows(waits):
+                pass
+            real(*arguments)
+
+        ending: list[Future[None]] = []
+        monkeypatch.setattr(ledger, "end_retries", end_retries)
+        in_transaction(engine, record_of(late, sent=list(late.device_ids)))()
+        ending[0].result()
+    engine.sweep()
+    engine.sweep()
+    assert engine.outcomes() == {"sent": 1}
+    assert_books_balance(engine, 1)
+    assert engine.report().finished
+
+
 def test_many_that_wait_when_their_campaign_is_cancelled_are_ended_a_part_at_a_time(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +445,38 @@ def test_campaigns_that_write_to_the_same_devices_do_not_wait_for_each_other_cro
     monkeypatch.setattr(devices, "invalidate", invalidate)
     together(*writers)  # PostgreSQL would end one of them as a deadlock
     assert engine.states() == {"invalid": 2}
+
+
+def test_campaigns_whose_slow_starts_end_over_the_same_devices_do_not_wait_for_each_other_crosswise(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add_devices(2)
+    one, other = [id for (id,) in engine.rows("SELECT id FROM {s}.devices ORDER BY id")]
+    guard, both, real = engine.runtime.guard, threading.Barrier(2), devices.invalidate
+
+    def invalidate(*arguments: Any) -> Any:
+        found = real(*arguments)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # as above
+        return found
+
+    def writer(key: str, staged: int, throttled: int) -> Callable[[], Any]:
+        engine.enqueue(key)
+        engine.start()
+        claim = claimed(engine, engine.queue.pop())
+        claim = replace(claim, campaign=replace(claim.campaign, audience=10_000))
+        waits = replace(gone_of(staged), environment="production")
+        in_transaction(engine, trials.stage, claim.campaign.id, [waits])()
+        tallies = {"production": Tally(counts=Counts(accepted=guard.thresholds.judged))}
+        return in_transaction(
+            engine, record_of(claim, throttled=[throttled_of(throttled)], tallies=tallies, guard=guard)
+        )
+
+    writers = [writer("hello", one, other), writer("again", other, one)]
+    monkeypatch.setattr(devices, "invalidate", invalidate)
+    together(*writers)
+    assert engine.states() == {"invalid": 2}
+    assert engine.rows("SELECT DISTINCT state FROM {s}.trials") == [("trusted",)]
 
 
 def gone_of(device_id: int) -> Gone:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import structlog
 
@@ -50,6 +51,14 @@ class Ruling(StrEnum):
     APPLY = "apply"  # invalidate
     STAGE = "stage"  # wait for the verdict
     DROP = "drop"  # the guard tripped: nothing is invalidated
+
+
+class Believed(NamedTuple):
+    """410s whose devices are to be invalidated in this transaction: of the batch that was judged, and those that waited
+    for its verdict."""
+
+    gone: Sequence[Gone]
+    waited: Sequence[Gone]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,42 +158,50 @@ class Guard:
 
     def rule(
         self, transaction: Transaction, claim: Claim, tallies: Mapping[str, Tally], gone: Sequence[Gone]
-    ) -> Sequence[Gone]:
+    ) -> Believed:
         """Judge what is recorded in this transaction; returns the 410s that may be believed now. The others wait for
         the verdict, or are dropped."""
-        rulings = self.judge(transaction, claim, tallies)
+        waited: list[Gone] = []
+        rulings = self._judge_all(transaction, claim, tallies, waited)
         if not gone or all(ruling is Ruling.APPLY for ruling in rulings.values()):
-            return gone
+            return Believed(gone, waited)
         staged = [hit for hit in gone if rulings.get(hit.environment) is Ruling.STAGE]
         trials.stage(transaction, claim.campaign.id, staged)
-        return [hit for hit in gone if rulings.get(hit.environment, Ruling.APPLY) is Ruling.APPLY]
+        return Believed([hit for hit in gone if rulings.get(hit.environment, Ruling.APPLY) is Ruling.APPLY], waited)
 
-    def judge(self, transaction: Transaction, claim: Claim, tallies: Mapping[str, Tally]) -> dict[str, Ruling]:
-        """Judge what is recorded in this transaction, by environment, and act on it: trust, or pause the campaign."""
+    def _judge_all(
+        self, transaction: Transaction, claim: Claim, tallies: Mapping[str, Tally], waited: list[Gone]
+    ) -> dict[str, Ruling]:
+        """Judge what is recorded in this transaction, by environment, and act on it: trust, or pause the campaign. What
+        waits for no verdict any more is added to `waited`."""
         audience = claim.campaign.audience
         if audience is not None and audience < self.thresholds.few:
             return {}
         return {
-            environment: self._judge(transaction, claim, environment, tally)
+            environment: self._judge(transaction, claim, environment, tally, waited)
             for environment, tally in sorted(tallies.items())
         }
 
-    def _judge(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
+    def _judge(
+        self, transaction: Transaction, claim: Claim, environment: str, tally: Tally, waited: list[Gone]
+    ) -> Ruling:
         if tally.trip is not None:  # in a transaction that was rolled back
             self._trip(transaction, claim, environment, tally.trip, tally)
             return Ruling.DROP
         if not self.trusts(claim, environment):
-            return self._judge_trial(transaction, claim, environment, tally)
+            return self._judge_trial(transaction, claim, environment, tally, waited)
         if tally.probed or tally.counts.moved:
             moved = int(tally.counts.moved)
             trials.note_probes(transaction, claim.campaign.id, environment, probed=tally.probed, moved=moved)
-        return self._judge_window(transaction, claim, environment, tally)
+        return self._judge_window(transaction, claim, environment, tally, waited)
 
-    def _judge_trial(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
+    def _judge_trial(
+        self, transaction: Transaction, claim: Claim, environment: str, tally: Tally, waited: list[Gone]
+    ) -> Ruling:
         trial = trials.add(transaction, claim, environment, tally.counts, probed=tally.probed)
         if trial.state is TrialState.TRUSTED:  # it ended while these were under way
             self._trust(claim, environment, resumed=trial.resumed)
-            return self._judge_window(transaction, claim, environment, tally)
+            return self._judge_window(transaction, claim, environment, tally, waited)
         if trial.state is TrialState.TRIPPED:
             self._stop(claim.campaign.id)
             return Ruling.DROP
@@ -198,16 +215,18 @@ class Guard:
                 return Ruling.DROP
         if trial.counts.judged < self.thresholds.judged:
             return Ruling.STAGE
-        trust(transaction, claim.campaign.app_id, trial)
+        waited += trust(transaction, claim.campaign.app_id, trial)
         return Ruling.APPLY
 
-    def _judge_window(self, transaction: Transaction, claim: Claim, environment: str, tally: Tally) -> Ruling:
+    def _judge_window(
+        self, transaction: Transaction, claim: Claim, environment: str, tally: Tally, waited: list[Gone]
+    ) -> Ruling:
         seen, total, recent = self._note(claim, environment, tally)
         campaign = claim.campaign
         suspicious = recent is not None and may_be_suspicious(recent, self.thresholds)
         if not suspicious and not may_be_suspicious(total, self.thresholds):
             if seen.staged:
-                trials.apply_staged(transaction, campaign.id, environment)
+                waited += trials.take_staged(transaction, campaign.id, environment)
                 seen.staged = False
             return Ruling.APPLY
         usual = self._usual_of(transaction, campaign.app_id).get(environment)
@@ -277,10 +296,11 @@ class Guard:
         if not history:
             return
         try:
-            with database.transaction() as transaction:
-                for (campaign_id, environment), seen in sorted(quiet.items(), key=lambda item: item[0]):
-                    if seen.staged:  # in doubt, and nothing came that confirmed it
+            for (campaign_id, environment), seen in quiet.items():
+                if seen.staged:  # in doubt, and nothing came that confirmed it
+                    with database.transaction() as transaction:
                         trials.apply_staged(transaction, campaign_id, environment)
+            with database.transaction() as transaction:
                 for app_id, counts in sorted(history.items()):
                     baselines.add(transaction, app_id, counts)
         except BaseException:

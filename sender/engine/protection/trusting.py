@@ -1,4 +1,4 @@
-"""The good end of a campaign's slow start: what waited for it is applied, and its answers become history."""
+"""The good end of a campaign's slow start: what waited for it is let go, and its answers become history."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 import structlog
 
 from sender.engine.mishaps import apart
-from sender.store import baselines, trials
+from sender.store import baselines, devices, trials
 from sender.store.database import Database, Transaction
+from sender.store.devices import Gone
 from sender.store.outages import BUSY
 
 log = structlog.get_logger()
@@ -18,10 +19,13 @@ log = structlog.get_logger()
 LOCKED_FOR = "500ms"
 
 
-def trust(transaction: Transaction, app_id: int, trial: trials.Trial) -> None:
-    """End a trial well: its 410s are applied, and its answers are history."""
-    if trials.trust(transaction, trial.campaign_id, trial.environment):
-        baselines.add(transaction, app_id, {trial.environment: trial.counts})
+def trust(transaction: Transaction, app_id: int, trial: trials.Trial) -> list[Gone]:
+    """End a trial well: its answers are history, and its 410s are returned, for the caller to invalidate their devices
+    together with what else it writes to devices."""
+    if not trials.trust(transaction, trial.campaign_id, trial.environment):
+        return []
+    baselines.add(transaction, app_id, {trial.environment: trial.counts})
+    return trials.take_staged(transaction, trial.campaign_id, trial.environment)
 
 
 def trust_ended(database: Database) -> None:
@@ -35,7 +39,11 @@ def trust_ended(database: Database) -> None:
             database, campaign_id, partial(trials.apply_staged, campaign_id=campaign_id, environment=environment)
         )
     for app_id, trial in found:
-        _end_apart(database, trial.campaign_id, partial(trust, app_id=app_id, trial=trial))
+        _end_apart(database, trial.campaign_id, partial(_trust_alone, app_id=app_id, trial=trial))
+
+
+def _trust_alone(transaction: Transaction, app_id: int, trial: trials.Trial) -> None:
+    devices.invalidate(transaction, trust(transaction, app_id, trial), trial.campaign_id)
 
 
 def _end_apart(database: Database, campaign_id: int, step: Callable[[Transaction], object]) -> None:
