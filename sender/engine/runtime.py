@@ -141,6 +141,7 @@ class Runtime:
         return by themselves."""
         self.stopping.begin()
         self.leases.stop_issuing()
+        log.info("issuing_stopped", answers_within=self.settings.stop_timeout)
         self._close_clients(self.settings.stop_timeout)
 
     def hurry(self) -> None:

@@ -28,6 +28,11 @@ _CUT_BACKENDS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE usename = current_user AND pid <> pg_backend_pid() AND %s = ''
 """
+_UNDER_WAY = """
+SELECT FROM pg_stat_activity
+WHERE application_name LIKE 'sender%%' AND pid <> pg_backend_pid() AND state = 'active'
+  AND query_start < %s::timestamptz
+"""
 _OPEN_INTENTS = f"SELECT count(*) FROM {{s}}.intents t {_OF_CAMPAIGN}"
 _UNKNOWN = f"SELECT count(*) FROM {{s}}.deliveries t {_OF_CAMPAIGN} AND t.outcome = 'unknown'"
 _SENT = f"SELECT coalesce(sum(sent), 0) FROM {{s}}.batches t {_OF_CAMPAIGN}"
@@ -93,6 +98,15 @@ class Books:
         except psycopg.Error:
             return None
         return Moment(claims=claims, intents=intents, unknown=unknown, sent=int(sent))
+
+    def wait_for_what_is_under_way(self) -> None:
+        """Wait until PostgreSQL has come to an end with every statement of the application that it has got by now: of a
+        process that stands still, nothing more is written then."""
+        ((now,),) = self._rows("SELECT clock_timestamp()::text || %s", "")
+        end = time.monotonic() + 30.0
+        while self._rows(_UNDER_WAY, now):
+            assert time.monotonic() < end, "a statement does not end"
+            time.sleep(0.05)
 
     def cut_backends(self) -> None:
         """Have PostgreSQL end every connection of the application but this one."""

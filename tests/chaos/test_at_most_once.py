@@ -43,7 +43,7 @@ def test_a_worker_that_is_killed_at_full_speed_sends_nothing_twice(stack: ChaosS
     stack.start_campaign("once-killed", rate=None, after=AFTER, delivery="at_most_once")
     worker = stack.process("campaign-1")
     worker.suspend()  # what it has announced stands still, and can be counted
-    time.sleep(0.3)
+    stack.books.wait_for_what_is_under_way()
     intents = open_intents(stack, "once-killed")
     worker.kill()
     assert_at_most_once(stack, "once-killed", unknown=intents)
@@ -53,7 +53,7 @@ def test_a_worker_that_is_frozen_for_longer_than_its_lease_sends_nothing_twice(s
     stack.start_campaign("once-frozen", rate=None, after=AFTER, delivery="at_most_once")
     worker = stack.process("campaign-1")
     with stack.frozen(worker):
-        time.sleep(0.3)
+        stack.books.wait_for_what_is_under_way()
         intents = open_intents(stack, "once-frozen")
         time.sleep(LEASE * 2)
     assert_at_most_once(stack, "once-frozen", unknown=intents)

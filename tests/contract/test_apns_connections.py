@@ -59,7 +59,7 @@ def test_a_refused_connection_leaves_every_push_not_processed(bench: Bench) -> N
 
 
 def test_a_server_that_refuses_sees_few_attempts_and_nobody_waits(there: Bench, simulator: Simulator) -> None:
-    simulator.control.refuse(3.0, kind=OutageKind.RESET)
+    simulator.control.refuse(60.0, kind=OutageKind.RESET)
 
     async def test() -> int:
         client = there.client()
@@ -91,8 +91,8 @@ def test_a_server_that_refuses_sees_few_attempts_and_nobody_waits(there: Bench, 
 def test_a_failed_handshake_is_said_in_plain_words(
     there: Bench, simulator: Simulator, kind: OutageKind, words: str
 ) -> None:
-    simulator.control.refuse(5.0, kind=kind)
-    (answer,) = there.send([push()], apns_connect_timeout=0.3)
+    simulator.control.refuse(60.0, kind=kind)
+    (answer,) = there.send([push()], apns_connect_timeout=0.3 if kind is OutageKind.SILENT else 5.0)
     assert isinstance(answer, NotProcessed)
     assert words in answer.cause
     assert "SSL" not in answer.cause
@@ -143,11 +143,11 @@ def test_a_connection_that_dies_before_it_answers_counts_as_a_failure(there: Ben
     async def test() -> None:
         client = there.client()
         waiting = client.send(pushes(10), timeout=8)
-        for _ in range(40):
+        end = time.monotonic() + 2
+        while time.monotonic() < end or client.snapshot().counts.get("failures", 0) < 2:
             await asyncio.sleep(0.05)
             simulator.control.drop()
         health = client.snapshot()
-        assert health.counts["failures"] >= 2
         assert health.counts["connects"] <= 10
         assert {type(answer) for answer in await waiting} == {NotProcessed}
 
@@ -222,7 +222,7 @@ def test_more_connections_open_one_by_one_when_all_streams_are_taken(there: Benc
         waiting = client.send(pushes(500), timeout=20)
         while client.snapshot().in_flight or client.snapshot().backlog:
             opened.add(client.snapshot().connections)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # each step of the loop is seen
         assert await waiting == [Accepted()] * 500
         assert opened >= {1, 2, 3}
 
@@ -265,14 +265,13 @@ def test_a_connection_with_a_hundred_missed_deadlines_is_retired(there: Bench, s
 def test_a_peer_that_went_silent_is_noticed_by_a_ping(
     there: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Wire, "STALLED", 0.2)
-    monkeypatch.setattr(Wire, "PING_TIMEOUT", 0.2)
-
     async def test() -> None:
         async with _relay(simulator.url) as (url, freeze):
             there.url = url
             client = there.client()
             assert await client.send([push()], timeout=5) == [Accepted()]
+            monkeypatch.setattr(Wire, "STALLED", 0.2)
+            monkeypatch.setattr(Wire, "PING_TIMEOUT", 0.2)
             freeze()
             (answer,) = await client.send([push()], timeout=10)
             assert answer == Unknown(cause="connection lost: the peer does not answer any more")
@@ -317,14 +316,17 @@ def test_nothing_stays_behind_after_many_pushes(there: Bench, simulator: Simulat
 
 
 def test_closing_waits_for_answers_and_gives_back_what_was_not_written(there: Bench, simulator: Simulator) -> None:
-    simulator.control.set_scenario(Scenario(latency_ms=100, settings=Settings(max_concurrent_streams=10)))
+    sent = pushes(30)
+    late = Rule(tokens=tuple(each.token for each in sent), latency_ms=1000)
+    simulator.control.set_scenario(Scenario(rules=(late,), settings=Settings(max_concurrent_streams=10)))
 
     async def test() -> None:
         client = there.client(apns_connections=1)
         await client.send([push()], timeout=5)
-        waiting = client.send(pushes(30), timeout=5)
-        await asyncio.sleep(0.03)
-        await client.close(timeout=3)
+        waiting = client.send(sent, timeout=20)
+        while client.snapshot().in_flight < 10:
+            await asyncio.sleep(0)
+        await client.close(timeout=20)
         answers = Counter(await waiting)
         assert answers == {Accepted(): 10, NotProcessed(cause="closed"): 20}
         assert await client.send([push()], timeout=1) == [NotProcessed(cause="closed")]
@@ -339,7 +341,8 @@ def test_closing_does_not_wait_longer_than_it_may(there: Bench, simulator: Simul
     async def test() -> None:
         client = there.client()
         waiting = client.send([push(token)], timeout=30)
-        await asyncio.sleep(0.3)
+        while not simulator.control.counters().requests:
+            await asyncio.sleep(0.01)
         await client.close(timeout=0.1)
         assert await waiting == [Unknown(cause="closed")]
 
@@ -431,7 +434,7 @@ def test_a_proxy_that_refuses_is_named_and_its_password_is_not(
     async def test() -> str:
         async with _proxy(answer=answer, wants="user:right" if answer is None else None) as (port, _):
             url = SecretStr(f"http://{user}127.0.0.1:{port}")
-            client = there.client(apns_proxy_url=url, apns_connect_timeout=0.3)
+            client = there.client(apns_proxy_url=url, apns_connect_timeout=0.3 if answer == b"" else 5.0)
             (found,) = await client.send([push()], timeout=5)
             return str(found.cause)
 

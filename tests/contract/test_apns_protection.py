@@ -36,13 +36,16 @@ async def until(happened: Callable[[], bool], *, within: float = 10.0) -> None:
 
 
 def test_what_was_not_written_is_taken_back_and_what_was_gets_its_answer(there: Bench, simulator: Simulator) -> None:
-    simulator.control.set_scenario(Scenario(latency_ms=200, settings=Settings(max_concurrent_streams=10)))
+    many = pushes(100)
+    late = Rule(tokens=tuple(each.token for each in many), latency_ms=1000)
+    simulator.control.set_scenario(Scenario(rules=(late,), settings=Settings(max_concurrent_streams=10)))
 
     async def test() -> None:
         client = there.client()
         await client.send([push()], timeout=5)
-        one, other = client.send(pushes(100), timeout=10), client.send(pushes(30), timeout=10)
-        await asyncio.sleep(0.05)
+        one, other = client.send(many, timeout=20), client.send(pushes(30), timeout=20)
+        while client.snapshot().in_flight < 10:
+            await asyncio.sleep(0)
         assert client.recall([one]) == 90
         assert await one == [Accepted()] * 10 + [NotProcessed(cause="recalled")] * 90
         assert await other == [Accepted()] * 30
@@ -75,7 +78,7 @@ def test_recalling_makes_room_for_whoever_waits_for_it(there: Bench, simulator: 
         await asyncio.sleep(0.2)
         assert not waiting.done()
         assert client.recall([sent]) >= 399
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 20)
 
     there.run(test)
 
@@ -108,16 +111,18 @@ def test_clean_goaways_before_the_first_answer_hold_nothing_up(there: Bench, sim
 def test_the_answer_that_comes_after_a_goaway_ends_the_wait_of_what_came_next(
     there: Bench, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "FIRST_PAUSE", 30.0)  # without that answer
-    simulator.control.set_scenario(Scenario(latency_ms=300))
+    monkeypatch.setattr(attempts, "FIRST_PAUSE", 60.0)  # without that answer
+    late = push()
+    simulator.control.set_scenario(Scenario(rules=(Rule(tokens=(late.token,), latency_ms=2000),)))
 
     async def test() -> None:
         client = there.client()
-        first = client.send([push()], timeout=5)
+        first = asyncio.ensure_future(client.send([late], timeout=30))
         await until(lambda: client.snapshot().in_flight == 1)
-        await asyncio.to_thread(simulator.control.goaway, reason="Shutdown")
+        await asyncio.to_thread(simulator.control.goaway, reason="Shutdown", close_after_ms=20_000)
         await until(lambda: client.snapshot().counts.get("goaways") == 1)
-        second = client.send([push()], timeout=5)
+        assert not first.done()  # else this proves nothing
+        second = client.send([push()], timeout=30)
         assert await first == await second == [Accepted()]
 
     there.run(test)
@@ -246,8 +251,9 @@ def test_deadlines_and_connections_that_break_in_flight_count(there: Bench, simu
         client = there.client()
         assert await client.send([push()], timeout=5) == [Accepted()]
         assert await client.send([push("ff" * 32)] * 3, timeout=0.2) == [Unknown(cause="timeout")] * 3
-        waiting = client.send([push("ff" * 32)], timeout=5)
-        await asyncio.sleep(0.1)
+        before = simulator.control.counters().requests
+        waiting = client.send([push("ff" * 32)], timeout=30)
+        await until(lambda: simulator.control.counters().requests > before)
         simulator.control.drop()
         await waiting
         counts = client.snapshot().counts
@@ -310,20 +316,23 @@ def test_a_key_that_moved_to_another_file_is_taken_up_and_the_old_client_goes_in
 def test_two_apps_with_copies_of_a_key_do_not_disturb_each_other(
     there: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients_module, "SUPERSEDED", 2.0)
     other = replace(there.ref, file=str(tmp_path / "copy.p8"))
     Path(other.file).write_bytes(Path(there.ref.file).read_bytes())
 
     async def test() -> None:
+        loop, passed = asyncio.get_running_loop(), 0.0
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + passed)
         clients = Clients(there.settings())
         first = clients.get(there.ref)
         for _ in range(12):
             for ref in (there.ref, other):
                 assert await clients.get(ref).send([push()], timeout=5) == [Accepted()]
-            await asyncio.sleep(0.25)
+            passed += clients_module.SUPERSEDED * 0.75
+            await asyncio.sleep(0.01)
         assert clients.get(there.ref) is first
         health = clients.snapshots()[there.ref.identity]
         assert (health.connections, health.answered, health.counts["connects"]) == (2, 24, 2)
         await clients.close(timeout=1)
 
-    there.run(test)
+    there.run(test, timeout=100_000)  # of a clock that is put forward

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ import pytest
 
 from sender.apns.health import Health
 from sender.client import Sender
+from sender.engine import window
+from sender.engine.protection.breaker import Breakers
 from sender.engine.delivery import send_batch
 from sender.engine.protection.breaker import Breakers
 from sender.engine.runtime import Runtime
@@ -715,7 +718,9 @@ def test_one_device_in_a_hundred_throttled_costs_the_others_nothing(engine: Engi
     assert engine.outcomes() == {"sent": 2000}
 
 
-def test_broad_503s_lower_the_pace_and_calm_raises_it(engine: Engine) -> None:
+def test_broad_503s_lower_the_pace_and_calm_raises_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine.add_devices(400)
     engine.enqueue(batch_size=200)
     engine.answer(
@@ -724,14 +729,15 @@ def test_broad_503s_lower_the_pace_and_calm_raises_it(engine: Engine) -> None:
     look(engine, production=HEALTHY)
     engine.start()
     engine.work()
-    time.sleep(0.3)
+    now[0] += 0.5
     look(engine, production=replace(HEALTHY, answered=400))
     slowed = state_of(engine)
-    assert slowed.pace is not None
+    assert slowed.pace == 400.0  # half of what it was
     assert slowed.pace_cause is not None
     assert "5xx" in slowed.pace_cause
     assert [limit.scope for limit in engine.runtime.breakers.pace(PRODUCTION)] == [f"credential:{PRODUCTION}"]
     age(engine, 3.1)
+    now[0] += 0.5
     look(engine, production=replace(HEALTHY, answered=410))
     assert (state_of(engine).pace or 1e9) > slowed.pace
 

@@ -233,7 +233,7 @@ def test_two_commands_at_once_resolve_by_the_state_machine(app: int, sender: Sen
 
 def test_a_cancelled_campaign_that_never_started_is_finished_at_once(app: int, sender: Sender) -> None:
     campaign = sender.campaigns.enqueue(APP, key="spring", payload=PAYLOAD, send_at=datetime(2099, 1, 1, tzinfo=UTC))
-    report = campaign.cancel("mistake").wait(timeout=5)
+    report = campaign.cancel("mistake").wait(timeout=60)
     assert (report.state, report.state_reason, report.state_actor) == ("cancelled", "mistake", "application")
     assert report.finished_at is not None
     assert report.audience == 0
@@ -257,15 +257,15 @@ def test_waiting_ends_with_the_campaign_or_when_a_person_must_act_or_in_time(
     with pytest.raises(TimeoutError):
         campaign.wait(timeout=0.1)
     change("UPDATE {s}.campaigns SET state_actor = 'system', state_reason = 'InvalidProviderToken'")
-    assert campaign.wait(timeout=5).held
+    assert campaign.wait(timeout=60).held
     campaign.resume()
     change("UPDATE {s}.apps SET state = 'paused'")
-    assert campaign.wait(timeout=5).held
+    assert campaign.wait(timeout=60).held
     change("UPDATE {s}.apps SET state = 'active'")
     threading.Timer(
         0.3, change, ["UPDATE {s}.campaigns SET state = 'completed', finished_at = now(), cut_finished = true"]
     ).start()
-    assert campaign.wait(timeout=30).state is CampaignState.COMPLETED
+    assert campaign.wait(timeout=60).state is CampaignState.COMPLETED
     assert campaign.refresh().state is CampaignState.COMPLETED
 
 

@@ -335,9 +335,15 @@ def test_the_live_view_shows_progress_speed_and_reasons_and_ends_with_the_campai
         batch = add_batch(transaction, campaign, 1000, state="claimed", sent=100)
         add_retry(transaction, campaign, 3, "TooManyRequests", 429)
 
+    def until_shown(*words: str) -> None:
+        end = time.monotonic() + 60
+        while not all(each in console.export_text(clear=False) for each in words):
+            assert time.monotonic() < end, words
+            time.sleep(0.02)
+
     def go_on() -> None:
         for sent in (200, 300, 400, 500):
-            time.sleep(0.3)
+            until_shown(f"{(sent - 100) / 10}%")
             with database.transaction() as transaction:
                 transaction.execute("UPDATE {s}.batches SET sent = %s WHERE id = %s", (sent, batch))
         with database.transaction() as transaction:
@@ -345,15 +351,15 @@ def test_the_live_view_shows_progress_speed_and_reasons_and_ends_with_the_campai
                 "UPDATE {s}.batches SET sent = 900, rejected = 99, reasons = '{\"Unregistered\": 99}' WHERE id = %s",
                 (batch,),
             )
-        time.sleep(0.6)
+        until_shown("Unregistered", "left")
         with database.transaction() as transaction:
             transaction.execute("DELETE FROM {s}.retries")
             transaction.execute("UPDATE {s}.batches SET sent = 901, state = 'done' WHERE id = %s", (batch,))
             transaction.execute("UPDATE {s}.campaigns SET state = 'completed', finished_at = now()")
 
+    console = Console(force_terminal=True, width=120, record=True)
     thread = threading.Thread(target=go_on)
     thread.start()
-    console = Console(force_terminal=True, width=120, record=True)
     report = watch(sender, "spring", console=console, refresh=0.2)
     thread.join()
     assert (report.sent, report.rejected, report.state) == (901, 99, "completed")

@@ -253,7 +253,7 @@ def test_a_retry_that_is_claimed_while_a_cancel_ends_it_is_not_called_cancelled(
         assert claim is not None
         engine.sender.campaigns.cancel("hello")
         targets = batches.targets(transaction, claim)
-        assert in_thread(lambda: end_open(engine.database), seconds=5)
+        assert in_thread(lambda: end_open(engine.database), seconds=30)
     store(engine, claim, Results(sent=[target.device_id for target in targets]))
     engine.run()
     assert len(targets) == 5
@@ -276,7 +276,7 @@ def test_an_open_transaction_of_the_application_does_not_still_the_heartbeats(en
         while engine.rows(waits)[0][0] == 0:
             time.sleep(0.05)
         with engine.runtime.leases.hold(claim):
-            beats = in_thread(engine.runtime.leases._beat, seconds=5)
+            beats = in_thread(engine.runtime.leases._beat, seconds=30)
     sending_it.join()
     assert beats
 
@@ -437,7 +437,7 @@ def test_a_slow_campaign_holds_no_thread_while_it_waits_for_its_turn(engine: Eng
     engine.start()
     first, second = engine.queue
     send_batch(engine.runtime, first)
-    ended = in_thread(lambda: send_batch(engine.runtime, second), seconds=5)
+    ended = in_thread(lambda: send_batch(engine.runtime, second), seconds=30)
     engine.runtime.stop_issuing()
     assert ended
     assert engine.rows("SELECT state, due_at > now() FROM {s}.batches WHERE id = %s", (second,)) == [("open", True)]

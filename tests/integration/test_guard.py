@@ -355,27 +355,27 @@ def test_no_more_than_five_hundred_pushes_are_outstanding_over_all_workers(
 
     def script(push: Push) -> Answer:
         issued.append(number(push))
-        gate.wait(20)
+        gate.wait()
         return ACCEPTED
 
     engine.answer(script)
     threads = [threading.Thread(target=send_batch, args=(engine.runtime, engine.queue.pop(0))) for _ in range(6)]
     for thread in threads:
         thread.start()
-    until = threading.Event()
-    for _ in range(100):
-        if sum(size for (size,) in engine.rows("SELECT pushes FROM {s}.reservations")) == 500:
-            break
-        until.wait(0.05)
-    assert sum(size for (size,) in engine.rows("SELECT pushes FROM {s}.reservations")) == 500
-    with engine.database.transaction() as transaction:
-        claim = batches.claim(transaction, engine.queue.pop(0))
-        assert claim is not None
-        room = trials.reserve(transaction, claim, "production", wanted=10, most=500)
-    assert (room.state, room.pushes) == (TrialState.TRIAL, 0)
-    gate.set()
-    for thread in threads:
-        thread.join(30)
+    try:
+        end = time.monotonic() + 60
+        while sum(size for (size,) in engine.rows("SELECT pushes FROM {s}.reservations")) != 500:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        with engine.database.transaction() as transaction:
+            claim = batches.claim(transaction, engine.queue.pop(0))
+            assert claim is not None
+            room = trials.reserve(transaction, claim, "production", wanted=10, most=500)
+        assert (room.state, room.pushes) == (TrialState.TRIAL, 0)
+    finally:
+        gate.set()  # whatever waits for it would wait for each push
+        for thread in threads:
+            thread.join()
     with engine.database.transaction() as transaction:
         batches.release(transaction, claim)
     engine.bring_batches_forward()  # those that found no room come again in half a second

@@ -155,8 +155,8 @@ def test_a_second_signal_ends_at_once_after_recording(
     here = place(latency_ms=NEVER, stop_timeout=600.0, apns_timeout=600.0)
     here.send(delivery="at_most_once")
     here.signal(signals[0])
-    time.sleep(1.0)
-    assert here.process is not None and here.process.poll() is None  # it waits for answers
+    here.until(lambda: "issuing_stopped" in here.log.read_text())
+    assert here.claimed()  # it waits for answers
     here.signal(signals[1])
     here.ended()
     assert here.claimed() == []
