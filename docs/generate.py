@@ -165,7 +165,7 @@ def settings_page() -> str:
         _NOTE.format(source="sender/settings.py"),
         "",
         "Read once from the environment when they are first needed, and checked; nothing else reads the environment, "
-        "but for the passphrases of certificates. "
+        "but for the passphrases of certificates. An empty variable is one that is not set, but for retention. "
         '`Sender(database_url="…", batch_size=200)` passes the same ones in, in lower case and without the prefix. '
         "Database and broker URLs that are not given are those of a running `sender up` with the same data directory.",
     ]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sender.errors import ConfigurationError
 
@@ -22,6 +22,17 @@ SERVERS_FILE = "servers.json"
 
 #: Held by `sender up` in its data directory, for as long as it lives.
 LOCK_FILE = "lock"
+
+
+#: Settings for which an empty variable says something: kept for ever.
+_FOR_EVER = frozenset({"retain_sent", "retain_errors", "retain_changelog"})
+
+
+class _Environment(EnvSettingsSource):
+    """The variables, without those that are empty: `SENDER_X=` in a file of variables says no more than no line."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if value != "" or name in _FOR_EVER}
 
 
 class Settings(BaseSettings):
@@ -89,6 +100,18 @@ class Settings(BaseSettings):
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # events below it are left out
     log_format: Literal["console", "json"] = "console"  # json: one object a line
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
     @field_validator("apns_production_url", "apns_sandbox_url")
     @classmethod

@@ -39,7 +39,7 @@ def runtime() -> Runtime:
     global _runtime  # noqa: PLW0603 (a process has one)
     with _lock:
         if _runtime is None:
-            _runtime = Runtime(load_settings(), role=os.environ.get("SENDER_ROLE", "worker"), outdated=_stop_in_order)
+            _runtime = Runtime(load_settings(), role=os.environ.get("SENDER_ROLE") or "worker", outdated=_stop_in_order)
             _runtime.start()
             _runtime.later.start(_publish)
         return _runtime

@@ -95,10 +95,12 @@ def check_extras(*, flower: bool) -> None:
 def settings_environment(settings: Settings) -> dict[str, str]:
     """The settings as SENDER_* variables that give the same settings again, from any working directory."""
     values: dict[str, str] = {}
-    for name in Settings.model_fields:
+    for name, each in Settings.model_fields.items():
         match getattr(settings, name):
-            case None:
+            case None if each.default is None:
                 continue
+            case None:
+                text = ""  # kept for ever, which is not the default
             case SecretStr() as value:
                 text = value.get_secret_value()
             case Path() as value:

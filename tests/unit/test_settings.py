@@ -16,6 +16,7 @@ from sender.apns.dial import endpoint_of
 from sender.errors import ConfigurationError
 from sender.model import Environment
 from sender.settings import LOCK_FILE, SERVERS_FILE, Settings, load_settings, running_servers
+from sender.stack.commands import settings_environment
 from sender.stack.datadir import DataDirectory
 
 PASSWORD = "hunter2-not-for-logs"
@@ -113,10 +114,11 @@ def test_a_value_out_of_its_range_is_refused(name: str, value: object) -> None:
         load_settings(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["DATABASE_URL", "BROKER_URL", "RATE", "APNS_CA_FILE", "APNS_PROXY_URL"])
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"retain_sent", "retain_errors"}))
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(f"SENDER_{name}", "")
-    assert getattr(load_settings(), name.lower()) is None
+    unset = getattr(load_settings(), name)
+    monkeypatch.setenv(f"SENDER_{name.upper()}", "")
+    assert getattr(load_settings(), name) == unset
 
 
 @pytest.mark.parametrize(
@@ -257,3 +259,10 @@ def test_retention_can_be_longer_or_for_ever() -> None:
     assert load_settings(retain_sent=365, retain_errors=365).retain_errors == 365
     for_ever = load_settings(retain_sent="", retain_errors="", retain_changelog="")
     assert (for_ever.retain_sent, for_ever.retain_errors, for_ever.retain_changelog) == (None, None, None)
+
+
+def test_what_is_kept_for_ever_is_so_in_the_processes_of_a_stack_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = load_settings(retain_sent=365, retain_errors="", retain_changelog=400)
+    for variable, value in settings_environment(given).items():
+        monkeypatch.setenv(variable, value)
+    assert load_settings() == given.model_copy(update={"data_dir": given.data_dir.absolute()})
