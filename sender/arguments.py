@@ -1,4 +1,5 @@
-"""Arguments of the public verbs are of the plain types that their annotations say, before any server sees them."""
+"""Arguments of the public verbs are of the plain types that their annotations say, and numbers are finite, before any
+server sees them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from enum import StrEnum
 from functools import wraps
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import FunctionType, NoneType
@@ -66,6 +68,11 @@ def _checked(verb: FunctionType) -> Callable[..., Any]:
             f"{name} must be {' or '.join(words for _, words in kinds)}, not {type(bound[name]).__name__}"
             for name, kinds in plain.items()
             if name in bound and not _is_one(bound[name], [kind for kind, _ in kinds])
+        ]
+        faults += [
+            f"{name} must be a finite number, not {bound[name]}"
+            for name in plain
+            if isinstance(bound.get(name), Real) and not isfinite(bound[name])
         ]
         if faults:
             raise InvalidInputError(verb.__name__, faults)

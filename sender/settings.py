@@ -38,7 +38,7 @@ class _Environment(EnvSettingsSource):
 class Settings(BaseSettings):
     """Every setting, by its environment variable: `rate` is SENDER_RATE. URLs are secret: they may hold passwords."""
 
-    model_config = SettingsConfigDict(env_prefix="SENDER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SENDER_", frozen=True, extra="ignore", allow_inf_nan=False)
 
     # Servers
     database_url: SecretStr | None = None  # postgresql://user:password@host:5432/name

@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     devices: Annotated[int, typer.Option(help="Devices to import.", min=100, max=1_000_000)] = 20_000,
-    rate: Annotated[float, typer.Option(help="Pushes a second.", min=1)] = 2_000.0,
+    rate: Annotated[float, typer.Option(help="Pushes a second.", min=1, max=10_000_000)] = 2_000.0,
 ) -> None:
     """Send one whole campaign on embedded servers to a simulated APNs, and report what became of whom."""
     try:

@@ -63,7 +63,7 @@ PASSING = frozenset(
     }
 )
 
-STRICT = ConfigDict(frozen=True, extra="forbid")
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Shares(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -71,6 +72,13 @@ def test_the_check_reaches_all_nouns() -> None:
 def test_the_argument_is_named_and_what_it_must_be(sender: Sender, ask: Any, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
         ask(sender)
+
+
+@pytest.mark.parametrize("timeout", [nan, inf, -inf])
+def test_a_number_that_is_none_is_refused(sender: Sender, timeout: float) -> None:
+    """A campaign would be waited for for ever."""
+    with pytest.raises(InvalidInputError, match=f"wait: timeout must be a finite number, not {timeout}"):
+        sender.campaigns.wait("spring", timeout=timeout)
 
 
 def test_what_fits_is_passed_on_as_it_is() -> None:

@@ -107,6 +107,10 @@ def test_an_apns_url_without_https_or_a_host_is_refused(name: str, url: str) -> 
         ("queue_prefix", "a b"),
         ("expires_in", -1),
         ("backoff_scale", 1.5),
+        ("apns_timeout", "inf"),
+        ("lease", "inf"),
+        ("stop_timeout", "nan"),
+        ("expires_in", "inf"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused(name: str, value: object) -> None:
