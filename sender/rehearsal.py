@@ -6,11 +6,9 @@ from __future__ import annotations
 import csv
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -27,8 +25,7 @@ from sender.client import Sender
 from sender.errors import SenderError
 from sender.settings import Settings, load_settings
 from sender.simulator import ProviderKey, Scenario, Shares, Simulator, SimulatorConfig, behaviour_of, load_provider_key
-from sender.stack.account import forget_homes
-from sender.stack.datadir import DataDirectory
+from sender.stack.throwaway import DATA, throwaway
 
 BUNDLE_ID = "com.example.news"
 TEAM_ID, KEY_ID = "DEMOTEAM01", "DEMOKEY001"
@@ -65,10 +62,7 @@ class Rehearsal:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="sender-demo-"))
-        self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
-        # As root, under a directory of mode 0700, the servers' state is in another place.
-        self._stack.callback(forget_homes, DataDirectory(self.data_dir))
+        self.directory = self._stack.enter_context(throwaway())
         try:
             self.key_file = _write_key(self.directory)
             self.simulator = self._stack.enter_context(self._make_simulator())
@@ -135,7 +129,7 @@ class Rehearsal:
     @property
     def data_dir(self) -> Path:
         """The stack's data directory."""
-        return self.directory / "data"
+        return self.directory / DATA
 
     def _start_stack(self) -> subprocess.Popen[bytes]:
         return start_up(

@@ -64,11 +64,12 @@ def demo(
     """Send one whole campaign on embedded servers to a simulated APNs, and report what became of whom."""
     try:
         from sender.rehearsal import Rehearsal
+        from sender.stack.signals import ended_in_order
     except ModuleNotFoundError:
         raise MissingExtraError("sender demo", "all") from None
     started = time.monotonic()
     console.print("Starting PostgreSQL, Valkey, Celery workers, beat and a simulated APNs in a temporary directory …")
-    with Rehearsal() as rehearsal:
+    with ended_in_order(), Rehearsal() as rehearsal:
         _run(rehearsal, devices, rate)
         console.print("\nStopping everything …")
     console.print(f"Done in {time.monotonic() - started:.0f} s; nothing is left behind.\n")
