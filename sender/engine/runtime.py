@@ -78,7 +78,12 @@ class Runtime:
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
         self.stopping = Stopping(settings.stop_timeout)
         self.healing = Healing()
-        self.guard = Guard(thresholds_of(settings), stop=self.leases.stop_campaign, learn=self.healing.learn)
+        self.guard = Guard(
+            thresholds_of(settings),
+            stop=self.leases.stop_campaign,
+            learn=self.healing.learn,
+            know=self.healing.know,
+        )
         self.breakers = Breakers(
             self.database,
             scale=settings.backoff_scale,

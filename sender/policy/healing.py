@@ -1,5 +1,6 @@
 """Environment healing: when a BadDeviceToken is tried in the other environment, and when a kind of device goes there
-straight away. Pure: one `Record` per campaign and stored environment, kept by each worker process; time is an argument.
+straight away. Pure: one `Record` per campaign and stored environment, kept by each worker process, which hears of the
+others' probes; time is an argument.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from sender.model import Answer, Rejected
 from sender.policy.outcomes import DeliveryStep, Halt, rule_for
 
-#: Probes that are made whatever they bring; afterwards at least `WORTH` of them must have succeeded, or only one a
-#: `TRICKLE` (seconds) goes on: a table of garbage is no storm at the other host.
+#: Probes of all workers together that are made whatever they bring; afterwards at least `WORTH` of them must have
+#: succeeded, or only one a `TRICKLE` (seconds) and worker goes on: a table of garbage is no storm at the other host.
 FREE_PROBES = 200
 WORTH = 0.05
 TRICKLE = 1.0
@@ -33,6 +34,8 @@ class Record:
     results: float = 0.0  # recently: accepted in either, or refused in both
     probes: float = 0.0  # recently: tried in the other environment after a BadDeviceToken in their own
     healed: float = 0.0  # of those, accepted there
+    known: int = 0  # probes of all workers in all, as far as this one has heard
+    known_moves: int = 0  # and what was accepted in the other environment
     trickled_at: float | None = None
 
     def note(self, *, moved: int, results: int, probes: int = 0, healed: int = 0) -> None:
@@ -53,7 +56,11 @@ class Record:
 
     def allowance(self, wanted: int, *, now: float) -> int:
         """How many of `wanted` probes may be made `now` (seconds)."""
-        if self.probes < FREE_PROBES or self.healed >= WORTH * self.probes:
+        if self.probes >= FREE_PROBES:
+            worth = self.healed >= WORTH * self.probes
+        else:
+            worth = self.known < FREE_PROBES or self.known_moves >= WORTH * self.known
+        if worth:
             return wanted
         if self.trickled_at is not None and now - self.trickled_at < TRICKLE:
             return 0

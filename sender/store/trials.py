@@ -40,13 +40,14 @@ class Room:
     held: bool = False
     resumed: bool = False
     counts: Counts = field(default_factory=Counts)
+    probed: int = 0  # by all workers
 
 
 _OPEN = "INSERT INTO {s}.trials (campaign_id, environment) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 
 #: A worker that stands still with the lock must not hold up those that only ask.
 _LOCK = """
-SELECT state, resumed, accepted, bad_token, wrong_topic, gone, moved FROM {s}.trials
+SELECT state, resumed, accepted, bad_token, wrong_topic, gone, moved, probed FROM {s}.trials
 WHERE campaign_id = %s AND environment = %s FOR NO KEY UPDATE SKIP LOCKED
 """
 
@@ -89,6 +90,7 @@ _PROBED = """
 UPDATE {s}.trials SET probed = probed + %(probed)s, moved = moved + %(moved)s, accepted = accepted + %(moved)s,
     judged = judged + %(moved)s
 WHERE campaign_id = %(campaign)s AND environment = %(environment)s
+RETURNING probed, moved
 """
 
 _MOVE = """
@@ -160,10 +162,10 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
         found = transaction.execute(_LOCK, (campaign_id, environment)).fetchone()
     if found is None:
         return None
-    if found[0] != TrialState.TRIAL:
-        state, resumed, accepted, bad_token, wrong_topic, gone, moved = found
-        counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)
-        return Room(state=TrialState(state), resumed=resumed, counts=counts)
+    state, resumed, accepted, bad_token, wrong_topic, gone, moved, probed = found
+    counts = Counts(accepted=accepted, bad_token=bad_token, wrong_topic=wrong_topic, gone=gone, moved=moved)
+    if state != TrialState.TRIAL:
+        return Room(state=TrialState(state), resumed=resumed, counts=counts, probed=probed)
     values = {
         "campaign": campaign_id,
         "environment": environment,
@@ -173,7 +175,7 @@ def reserve(transaction: Transaction, claim: Claim, environment: str, *, wanted:
         "most": most,
     }
     pushes, held = transaction.execute(_RESERVE, values).fetchone() or (0, False)
-    return Room(state=TrialState.TRIAL, pushes=pushes, held=held)
+    return Room(state=TrialState.TRIAL, pushes=pushes, held=held, counts=counts, probed=probed)
 
 
 def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts, *, probed: int) -> Trial:
@@ -197,10 +199,13 @@ def add(transaction: Transaction, claim: Claim, environment: str, counts: Counts
     return _trial(row)
 
 
-def note_probes(transaction: Transaction, campaign_id: int, environment: str, *, probed: int, moved: int) -> None:
-    """Count probes and moves of a campaign that is trusted."""
+def note_probes(
+    transaction: Transaction, campaign_id: int, environment: str, *, probed: int, moved: int
+) -> tuple[int, int]:
+    """Count probes and moves of a campaign that is trusted; returns those of all workers (0 where nothing is kept)."""
     values = {"probed": probed, "moved": moved, "campaign": campaign_id, "environment": environment}
-    transaction.execute(_PROBED, values)
+    found = transaction.execute(_PROBED, values).fetchone()
+    return (found[0], found[1]) if found else (0, 0)
 
 
 def trust(transaction: Transaction, campaign_id: int, environment: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle
 
 import pytest
 
@@ -139,6 +140,23 @@ def test_garbage_is_no_storm_at_the_other_host(engine: Engine) -> None:
     assert engine.report().state == "completed"
     assert engine.states() == {"active": 5400, "quarantined": 600}
     assert apns.sandbox <= 200 + 60  # and a trickle: one a second
+
+
+def test_garbage_is_no_storm_of_several_workers_either(engine: Engine, settings: Settings) -> None:
+    apns = Apns(engine, sandbox=lambda n: False, production=lambda n: n % 10 != 0)
+    others = [Runtime(settings, role="campaign", clients=engine.apns) for _ in range(2)]  # type: ignore[arg-type]
+    workers = cycle([engine.runtime, *others])
+    engine.add_devices(6000)
+    engine.enqueue(batch_size=100)
+    while not engine.report().finished:
+        engine.start()
+        while engine.queue:
+            send_batch(next(workers), engine.queue.pop(0))
+        engine.sweep()
+    for other in others:
+        other.close()
+    assert engine.states() == {"active": 5400, "quarantined": 600}
+    assert apns.sandbox <= 200 + 60  # as of one
 
 
 def test_a_table_of_garbage_trips_the_guard_and_costs_hundreds_of_probes(engine: Engine) -> None:

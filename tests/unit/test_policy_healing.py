@@ -47,6 +47,15 @@ def test_garbage_gets_no_more_probes_than_the_free_ones_and_one_a_second(asked: 
     assert probes < FREE_PROBES + 500 + now + 2
 
 
+def test_what_all_workers_probed_in_vain_is_not_probed_by_each_of_them() -> None:
+    record = Record(known=FREE_PROBES - 1)
+    assert record.allowance(50, now=0.0) == 50
+    record.known = FREE_PROBES
+    assert [record.allowance(50, now=now) for now in (1.0, 1.5, 2.5)] == [1, 0, 1]
+    record.known_moves = FREE_PROBES // 2  # it is worth something to others
+    assert record.allowance(50, now=3.0) == 50
+
+
 def test_probes_that_succeed_go_on() -> None:
     record = Record()
     for _ in range(50):

@@ -86,13 +86,19 @@ class Guard:
     """One process's guard. Thread-safe."""
 
     def __init__(
-        self, thresholds: Thresholds, *, stop: Callable[[int], None], learn: Callable[[Claim, str, Counts], None]
+        self,
+        thresholds: Thresholds,
+        *,
+        stop: Callable[[int], None],
+        learn: Callable[[Claim, str, Counts], None],
+        know: Callable[[Claim, str, int, int], None],
     ) -> None:
         """`stop` has every claim of a campaign in this process issue nothing more; `learn` is told of the answers of a
-        slow start when it is over."""
+        slow start when it is over, `know` of all workers' probes and moves whenever they are heard of."""
         self.thresholds = thresholds
         self._stop = stop
         self._learn = learn
+        self._know = know
         self._lock = threading.Lock()
         self._trusted: OrderedDict[tuple[int, str, int], bool] = OrderedDict()
         self._seen: dict[tuple[int, str], _Seen] = {}
@@ -114,6 +120,8 @@ class Guard:
             if self.trusts(lease.claim, environment):
                 return Leave(pushes=wanted)
             room = self._ask(database, lease.claim, environment, wanted)
+            if room is not None:
+                self._know(lease.claim, environment, room.probed, int(room.counts.moved))
             if room is not None and room.state is TrialState.TRUSTED:
                 self._learn(lease.claim, environment, room.counts)
                 self._trust(lease.claim, environment, resumed=room.resumed)
@@ -192,13 +200,15 @@ class Guard:
             return self._judge_trial(transaction, claim, environment, tally, waited)
         if tally.probed or tally.counts.moved:
             moved = int(tally.counts.moved)
-            trials.note_probes(transaction, claim.campaign.id, environment, probed=tally.probed, moved=moved)
+            known = trials.note_probes(transaction, claim.campaign.id, environment, probed=tally.probed, moved=moved)
+            self._know(claim, environment, *known)
         return self._judge_window(transaction, claim, environment, tally, waited)
 
     def _judge_trial(
         self, transaction: Transaction, claim: Claim, environment: str, tally: Tally, waited: list[Gone]
     ) -> Ruling:
         trial = trials.add(transaction, claim, environment, tally.counts, probed=tally.probed)
+        self._know(claim, environment, trial.probed, int(trial.counts.moved))
         if trial.state is TrialState.TRUSTED:  # it ended while these were under way
             self._trust(claim, environment, resumed=trial.resumed)
             return self._judge_window(transaction, claim, environment, tally, waited)

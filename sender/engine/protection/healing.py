@@ -62,6 +62,14 @@ class Healing:
             if not record.moves and counts.moved:
                 record.note(moved=int(counts.moved), results=int(counts.judged))
 
+    def know(self, claim: Claim, environment: str, probed: int, moved: int) -> None:
+        """Take in how much all workers together have probed in a campaign, and moved: what is worth nothing to one is
+        not tried by each of them."""
+        if claim.campaign.healing:
+            with self._lock:
+                record = self._record(claim, environment)
+                record.known, record.known_moves = probed, moved
+
     def heal(self, lease: Lease, plan: Plan, answers: list[Answer | None], send: Send) -> None:
         """Try what was refused in the environment that it was not sent to, and note who has to move."""
         if not plan.own:
