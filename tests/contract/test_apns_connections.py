@@ -177,7 +177,7 @@ def test_a_limit_of_no_streams_leaves_pushes_unwritten_at_their_deadline(there: 
 def test_a_window_that_never_opens_leaves_most_pushes_unwritten(there: Bench, simulator: Simulator) -> None:
     settings = Settings(window_updates=False, streams_before_auth=1000)
     simulator.control.set_scenario(Scenario(settings=settings))
-    answers = Counter(type(answer) for answer in there.send(pushes(1500), timeout=1.0))
+    answers = Counter(type(answer) for answer in there.send(pushes(1500), timeout=2.0))
     assert sum(simulator.control.accepted_counts().values()) == answers[Accepted]
     assert answers[NotProcessed] > 300
     assert answers[Unknown] < 10

@@ -154,7 +154,7 @@ def test_a_server_that_says_goodbye_to_every_fresh_connection_is_left_alone_for_
         client = there.client()
         end = time.monotonic() + 4
         while time.monotonic() < end or client.snapshot().counts.get("failures", 0) < 3:
-            assert {type(answer) for answer in await client.send(pushes(3), timeout=1)} == {NotProcessed}
+            assert {type(answer) for answer in await client.send(pushes(3), timeout=20)} == {NotProcessed}
             await asyncio.sleep(0.05)
 
     there.run(test)
