@@ -55,14 +55,18 @@ FEW = 8
 BROAD_SHARE = 0.15
 NEARLY_ALL, MANY = 0.9, 20
 
+#: Seconds between the first and the last of so many deadlines that passed in a row, with no answer to anything in
+#: between, that are silence at whatever rate.
+SILENT, SILENT_FOR = 8, 30.0
+
 #: Seconds without any connection after which one failed attempt is enough (it took so long by itself).
 UNREACHABLE = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What one worker saw of one credential in a while. Everything counts from the while's beginning but `down` and
-    `unreachable_for`, which are as at its end."""
+    """What one worker saw of one credential in a while. Everything counts from the while's beginning but `down`,
+    `unreachable_for`, `silent` and `silent_for`, which are as at its end."""
 
     answered: int = 0  # pushes that APNs answered, whatever it said
     judged: int = 0  # of those to devices that had no trouble before: what the next two are a share of
@@ -76,15 +80,24 @@ class Tally:
     limit_falls: int = 0  # times that a proven connection's MAX_CONCURRENT_STREAMS was lowered
     down: bool = False  # attempts to connect failed again and again, and there is no connection
     unreachable_for: float = 0.0  # seconds for which there was none although one was wanted
+    silent: int = 0  # deadlines that passed since anything was answered
+    silent_for: float = 0.0  # seconds between the first and the last of them
     cause: str = ""  # the last one that a connection named
 
     def __add__(self, later: Tally) -> Tally:
         sums = {
             each.name: getattr(self, each.name) + getattr(later, each.name)
             for each in fields(self)
-            if each.name not in ("down", "unreachable_for", "cause")
+            if each.name not in ("down", "unreachable_for", "silent", "silent_for", "cause")
         }
-        return Tally(**sums, down=later.down, unreachable_for=later.unreachable_for, cause=later.cause or self.cause)
+        return Tally(
+            **sums,
+            down=later.down,
+            unreachable_for=later.unreachable_for,
+            silent=later.silent,
+            silent_for=later.silent_for,
+            cause=later.cause or self.cause,
+        )
 
 
 class Verdict(IntEnum):
@@ -123,7 +136,9 @@ def _opens(seen: Tally) -> Signal | None:
         return _open(f"{seen.goaways} GOAWAYs with an error{why}")
     if _nearly_all(seen.refused, seen.refused + seen.answered):
         return _open("APNs refuses the streams")
-    if _nearly_all(seen.unanswered, seen.unanswered + seen.answered):
+    if _nearly_all(seen.unanswered, seen.unanswered + seen.answered) or (
+        seen.silent >= SILENT and seen.silent_for >= SILENT_FOR
+    ):
         return _open("APNs does not answer")
     if _nearly_all(seen.unavailable + seen.throttled, seen.judged):
         return _open(_answers(seen))

@@ -694,6 +694,21 @@ def test_a_worker_that_was_not_hit_learns_of_an_opening_within_a_second(engine: 
             time.sleep(0.05)
 
 
+@pytest.mark.parametrize(("answered", "state"), [(0, BreakerState.OPEN), (1, BreakerState.CLOSED)])
+def test_silence_is_noticed_however_slow_the_pace(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, answered: int, state: BreakerState
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    look(engine, production=HEALTHY)
+    for passed in range(1, 9):  # a push in five seconds
+        assert state_of(engine).closed
+        now[0] += 5.0
+        health = replace(HEALTHY, answered=answered if passed >= 4 else 0, counts={"unanswered": passed})
+        look(engine, production=health)
+    assert state_of(engine).state is state
+
+
 def test_one_device_in_a_hundred_throttled_costs_the_others_nothing(engine: Engine) -> None:
     engine.add_devices(2000)
     engine.enqueue(batch_size=200)

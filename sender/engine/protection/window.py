@@ -38,6 +38,7 @@ class Window:
         self._closed_at = self._deadlines_from = -math.inf  # of the last rest: its end, and of what was sent before it
         self._connected_at = -math.inf  # when there was a connection last
         self._pace: float | None = None  # at the last look
+        self._silence: tuple[int, float] | None = None  # deadlines since anything was answered, and when the first was
         self.alone = False  # this process cannot connect, and others are answered
 
     def add(self, health: Health | None, noted: Tally) -> Tally:
@@ -49,6 +50,7 @@ class Window:
         seen = noted if health is None else merged(noted, health, self._before)
         if now < self._deadlines_from:
             seen = replace(seen, unanswered=0)
+        seen = self._hear(seen, now)
         if health is not None and health.connections:
             self._connected_at = now
         self._before = health or self._before
@@ -60,6 +62,16 @@ class Window:
         if rate >= self._best[1] or now - self._best[0] > REMEMBERED:
             self._best = (now, rate)
         return seen
+
+    def _hear(self, seen: Tally, now: float) -> Tally:
+        """With how long nothing was answered, if a deadline has passed now."""
+        if seen.answered:
+            self._silence = None
+        if seen.answered or not seen.unanswered:
+            return seen
+        count, since = self._silence or (0, now)
+        self._silence = (count + seen.unanswered, since)
+        return replace(seen, silent=self._silence[0], silent_for=now - since)
 
     def judge(self, known: Breaker) -> Signal:
         """What the last tick, or all of them, say of a credential whose breaker is closed. Failures to connect say
@@ -110,6 +122,7 @@ class Window:
     def reset(self) -> None:
         """Begin anew."""
         self._ticks.clear()
+        self._silence = None
 
     def begin_after_rest(self, timeout: float) -> None:
         """The breaker closed: what was seen before is no news, nor what was sent before, with so many seconds for its
@@ -121,6 +134,7 @@ class Window:
     def forget(self) -> None:
         """The signal was taken in: what it was made of counts no more, but how fast it went does."""
         self._ticks = deque((at, seconds, Tally(answered=seen.answered)) for at, seconds, seen in self._ticks)
+        self._silence = None
 
 
 def merged(noted: Tally, health: Health, before: Health | None) -> Tally:
