@@ -52,7 +52,7 @@ class Bench:
 
     def settings(self, **fields: Any) -> Settings:
         fields = {"apns_production_url": self.url, "apns_sandbox_url": self.url, "apns_ca_file": self.ca_file} | fields
-        return Settings(**{"apns_protocol": self.protocol, "apns_connect_timeout": 2.0} | fields)
+        return Settings(**{"apns_protocol": self.protocol, "apns_connect_timeout": 10.0} | fields)
 
     def client(self, ref: CredentialRef | None = None, **fields: Any) -> Any:
         """A client; on the event loop only."""

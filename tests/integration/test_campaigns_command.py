@@ -290,7 +290,7 @@ def test_waiting_tells_the_end_by_its_exit_code(
 ) -> None:
     def end() -> None:
         finished = "" if state == "paused" else ", finished_at = now()"
-        for _ in range(200):
+        while not given_up.is_set():
             with database.transaction() as transaction:
                 changed = transaction.execute(
                     f"UPDATE {{s}}.campaigns SET state = %s, state_actor = %s, started_at = now(){finished}",
@@ -300,10 +300,14 @@ def test_waiting_tells_the_end_by_its_exit_code(
                 return
             time.sleep(0.02)
 
+    given_up = threading.Event()
     ending = threading.Thread(target=end)
     ending.start()
-    result = run(*ONE_STEP, way)
-    ending.join()
+    try:
+        result = run(*ONE_STEP, way)
+    finally:
+        given_up.set()
+        ending.join()
     assert result.exit_code == code, result.output
 
 
