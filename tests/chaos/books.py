@@ -33,6 +33,9 @@ SELECT FROM pg_stat_activity
 WHERE application_name LIKE 'sender%%' AND pid <> pg_backend_pid() AND state = 'active'
   AND query_start < %s::timestamptz
 """
+_WAITING_FOR_LOCKS = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'sender%%' AND wait_event_type = %s
+"""
 _OPEN_INTENTS = f"SELECT count(*) FROM {{s}}.intents t {_OF_CAMPAIGN}"
 _UNKNOWN = f"SELECT count(*) FROM {{s}}.deliveries t {_OF_CAMPAIGN} AND t.outcome = 'unknown'"
 _SENT = f"SELECT coalesce(sum(sent), 0) FROM {{s}}.batches t {_OF_CAMPAIGN}"
@@ -107,6 +110,11 @@ class Books:
         while self._rows(_UNDER_WAY, now):
             assert time.monotonic() < end, "a statement does not end"
             time.sleep(0.05)
+
+    def waiting_for_locks(self) -> int:
+        """How many connections of the application wait for a lock."""
+        ((waiting,),) = self._rows(_WAITING_FOR_LOCKS, "Lock")
+        return int(waiting)
 
     def cut_backends(self) -> None:
         """Have PostgreSQL end every connection of the application but this one."""

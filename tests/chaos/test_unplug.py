@@ -102,7 +102,7 @@ def test_a_database_killed_between_two_grants_of_a_batch_costs_nothing_either(
 ) -> None:
     campaign = stack.start_campaign("postgres-killed-between-grants", rate=None, after=AFTER)
     with stack.grants_held():
-        time.sleep(0.3)  # every worker waits for a grant now, with a part of its batches answered
+        until(lambda: stack.books.waiting_for_locks() >= WORKERS, "workers that wait for a grant")
         kill(stack.server("postgres"))
     assert_complete(stack, campaign, duplicates=0)
 
