@@ -20,6 +20,7 @@ from sender.policy.pace import batch_size
 from sender.settings import Settings
 from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers
 from sender.store.database import Database
+from sender.store.outages import BUSY
 
 log = structlog.get_logger()
 
@@ -33,6 +34,9 @@ LOST_AFTER, LOST_AFTER_BUSY = 5.0, 300.0
 #: Seconds by which a message must be younger for its being taken to prove that an older one is lost; and those that no
 #: message is published ahead of its time.
 OVERTAKEN_BY, AHEAD = 10.0, 60.0
+
+#: How long the end of a campaign waits for what somebody records of it.
+LOCKED_FOR = "500ms"
 
 #: Batches of one campaign that may be published or claimed for the sweep to publish more.
 MOST_SWEPT = 40
@@ -102,8 +106,13 @@ def end_open(database: Database) -> None:
     with database.transaction() as transaction:
         found = ledger.ending(transaction)
     for ending in found:
-        with apart("ending_broke", campaign=ending.key), database.transaction() as transaction:
-            ledger.end_open(transaction, ending)
+        with apart("ending_broke", campaign=ending.key):
+            try:
+                with database.transaction() as transaction:
+                    transaction.wait_for_locks(LOCKED_FOR)
+                    ledger.end_open(transaction, ending)
+            except BUSY as error:  # a late answer is being recorded: the next sweep takes it up
+                log.info("ending_deferred", campaign=ending.key, error=type(error).__name__)
 
 
 def _finish(database: Database) -> None:

@@ -110,8 +110,10 @@ DELETE FROM {s}.retries r WHERE r.campaign_id = %(campaign)s AND r.device_id = A
 RETURNING r.device_id, r.attempts, r.status
 """
 
-#: On which what was only in the retries is counted.
-_FIRST_BATCH = "SELECT id FROM {s}.batches WHERE campaign_id = %s ORDER BY id LIMIT 1 FOR UPDATE"
+#: On which what was only in the retries is counted; none while somebody else holds it.
+_FIRST_BATCH = """
+SELECT id FROM {s}.batches WHERE id = (SELECT min(id) FROM {s}.batches WHERE campaign_id = %s) FOR UPDATE SKIP LOCKED
+"""
 
 
 def record(
@@ -250,7 +252,7 @@ def end_open(transaction: Transaction, ending: Ending) -> int:
     Claimed batches are left to their workers, which stop, record and release; the next call takes them.
     """
     ended = 0
-    first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()  # before anything that its worker waits for
+    first = transaction.execute(_FIRST_BATCH, (ending.id,)).fetchone()
     found = transaction.execute(_OPEN_OF, (ending.id, ending.low_batch_id)).fetchall()
     hold_retries(transaction, ending.id, [id for _, device_ids in found for id in device_ids])
     for batch_id, device_ids in found:
@@ -258,11 +260,13 @@ def end_open(transaction: Transaction, ending: Ending) -> int:
         finals = [ending.final(id, announced) for id in device_ids]
         ended += _write_ended(transaction, ending, batch_id, finals)
         transaction.execute(_CLOSE_BATCH, (batch_id,))
+    if first is None:
+        return ended
     waiting = transaction.execute(_LAST_RETRIES, {"campaign": ending.id, "most": MOST_ENDED}).fetchall()
     if waiting:
         announced = _take_intents(transaction, ending, [id for id, _, _ in waiting])
         finals = [ending.final(id, announced, attempts=attempts, status=status) for id, attempts, status in waiting]
-        ended += _write_ended(transaction, ending, first[0] if first else 0, finals)
+        ended += _write_ended(transaction, ending, first[0], finals)
     return ended
 
 

@@ -340,6 +340,26 @@ def test_the_end_of_a_campaign_and_a_late_answer_do_not_wait_for_each_other_cros
     assert engine.report().finished
 
 
+def test_a_late_answer_that_stands_still_does_not_hold_up_the_sweep_of_a_cancelled_campaign(engine: Engine) -> None:
+    engine.add_devices(2)
+    engine.enqueue(batch_size=2)
+    engine.start()
+    first = claimed(engine, engine.queue.pop())
+    tried, also = first.device_ids
+    again = [Again(device_id=id, due_at=first.loaded_at, attempts=1, reason="x", status=503) for id in (tried, also)]
+    in_transaction(engine, record_of(first, again=again))()
+    engine.sweep()
+    engine.sender.campaigns.cancel("hello")
+    with engine.database.transaction() as transaction:  # of a worker that was stopped in the middle of it
+        record_of(first, sent=[tried])(transaction)
+        engine.sweep()
+        assert engine.report().cancelled == 0
+    engine.sweep()
+    assert engine.outcomes() == {"sent": 1, "cancelled": 1}
+    engine.sweep()
+    assert engine.report().finished
+
+
 def test_many_that_wait_when_their_campaign_is_cancelled_are_ended_a_part_at_a_time(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
