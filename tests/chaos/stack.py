@@ -91,14 +91,19 @@ class ChaosStack:
     def start_campaign(
         self, key: str, *, rate: float | None, after: int = 0, delivery: str = "at_least_once"
     ) -> Campaign:
-        """A campaign to every device, given back as soon as APNs has seen `after` pushes of it."""
-        self.simulator.control.reset()
+        """A campaign to every device, given back as soon as APNs has seen `after` pushes of it. Another one, if this
+        process stood still and it was over by then."""
         payload = Payload(alert=Alert(title="Hello", body="World"))
-        campaign = self.sender.campaigns.enqueue(BUNDLE_ID, key=key, payload=payload, rate=rate, delivery=delivery)
-        if after:
+        for name in (key, f"{key}-again", f"{key}-once-more"):
+            self.simulator.control.reset()
+            campaign = self.sender.campaigns.enqueue(BUNDLE_ID, key=name, payload=payload, rate=rate, delivery=delivery)
+            if not after:
+                return campaign
             until(lambda: self.requests() >= after, f"{after} pushes of {key}", pause=0.005)
-            assert self.requests() < self.devices, "the campaign was over before anything could happen to it"
-        return campaign
+            if self.requests() < self.devices:
+                return campaign
+            self.wait(name)
+        raise AssertionError("each campaign was over before anything could happen to it")
 
     def requests(self) -> int:
         """How many pushes APNs has seen of this campaign."""

@@ -40,35 +40,35 @@ def open_intents(stack: ChaosStack, key: str) -> int:
 
 
 def test_a_worker_that_is_killed_at_full_speed_sends_nothing_twice(stack: ChaosStack) -> None:
-    stack.start_campaign("once-killed", rate=None, after=AFTER, delivery="at_most_once")
+    campaign = stack.start_campaign("once-killed", rate=None, after=AFTER, delivery="at_most_once")
     worker = stack.process("campaign-1")
     worker.suspend()  # what it has announced stands still, and can be counted
     stack.books.wait_for_what_is_under_way()
-    intents = open_intents(stack, "once-killed")
+    intents = open_intents(stack, campaign.key)
     worker.kill()
-    assert_at_most_once(stack, "once-killed", unknown=intents)
+    assert_at_most_once(stack, campaign.key, unknown=intents)
 
 
 def test_a_worker_that_is_frozen_for_longer_than_its_lease_sends_nothing_twice(stack: ChaosStack) -> None:
-    stack.start_campaign("once-frozen", rate=None, after=AFTER, delivery="at_most_once")
+    campaign = stack.start_campaign("once-frozen", rate=None, after=AFTER, delivery="at_most_once")
     worker = stack.process("campaign-1")
     with stack.frozen(worker):
         stack.books.wait_for_what_is_under_way()
-        intents = open_intents(stack, "once-frozen")
+        intents = open_intents(stack, campaign.key)
         time.sleep(LEASE * 2)
-    assert_at_most_once(stack, "once-frozen", unknown=intents)
+    assert_at_most_once(stack, campaign.key, unknown=intents)
 
 
 def test_everything_that_is_killed_at_once_sends_nothing_twice(stack: ChaosStack) -> None:
-    stack.start_campaign("once-all-killed", rate=10_000.0, after=AFTER, delivery="at_most_once")
+    campaign = stack.start_campaign("once-all-killed", rate=10_000.0, after=AFTER, delivery="at_most_once")
     stack.kill_everything()
     stack.start_again()
-    intents = open_intents(stack, "once-all-killed")
-    report = stack.sender.campaigns.report("once-all-killed")
-    assert_at_most_once(stack, "once-all-killed", unknown=intents + report.unknown)
+    intents = open_intents(stack, campaign.key)
+    report = stack.sender.campaigns.report(campaign.key)
+    assert_at_most_once(stack, campaign.key, unknown=intents + report.unknown)
 
 
 def test_a_database_that_is_killed_costs_no_push_and_no_certainty(stack: ChaosStack) -> None:
-    stack.start_campaign("once-postgres-killed", rate=10_000.0, after=AFTER, delivery="at_most_once")
+    campaign = stack.start_campaign("once-postgres-killed", rate=10_000.0, after=AFTER, delivery="at_most_once")
     stack.server("postgres").kill()
-    assert_at_most_once(stack, "once-postgres-killed", unknown=0)
+    assert_at_most_once(stack, campaign.key, unknown=0)
