@@ -182,6 +182,11 @@ class Engine:
         with self.database.transaction() as transaction:
             return transaction.execute(statement, params).fetchall()
 
+    def now(self) -> datetime:
+        """The time by the database's clock."""
+        ((moment,),) = self.rows("SELECT clock_timestamp()")
+        return moment  # type: ignore[no-any-return]
+
     def outcomes(self) -> dict[str, int]:
         return dict(self.rows("SELECT outcome, count(*) FROM {s}.deliveries GROUP BY outcome"))
 

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from sender import ConflictError, InvalidCampaignError, Segment, Sender, TransitionError
 from sender.engine.tick import tick
+from sender.halting import wait_until_halted
 from sender.policy.states import CAMPAIGN_MOVES, CampaignState
 from sender.store import reports, segments
 from sender.store.database import Database
@@ -346,7 +348,8 @@ def test_a_cancel_is_final_whoever_else_commands(app: int, sender: Sender, datab
 # --- a stop that is heeded ------------------------------------------------------------------------------------------
 
 
-def test_a_pause_returns_when_the_workers_have_heeded_it(engine: Engine) -> None:
+def test_a_pause_returns_when_the_workers_have_heeded_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sender.campaigns.wait_until_halted", partial(wait_until_halted, timeout=60.0))
     engine.add_devices(40)
     engine.enqueue(batch_size=20)
     engine.start()
