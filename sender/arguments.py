@@ -72,7 +72,7 @@ def _checked(verb: FunctionType) -> Callable[..., Any]:
         faults += [
             f"{name} must be a finite number, not {bound[name]}"
             for name in plain
-            if isinstance(bound.get(name), Real) and not isfinite(bound[name])
+            if isinstance(bound.get(name), float) and not isfinite(bound[name])
         ]
         if faults:
             raise InvalidInputError(verb.__name__, faults)

@@ -97,6 +97,7 @@ def test_what_fits_is_passed_on_as_it_is() -> None:
     now = datetime.now(UTC)
     assert Noun().verb("a", most=1, at=now) == ("a", 1, now, 1)
     assert Noun().verb("a", most=None, who="u") == ("a", None, None, "u")
+    assert Noun().verb("a", most=10**400)[1] == 10**400  # no float holds it
     assert Noun().part(Segment.all()) == Segment.all()
     assert Noun().whole(5) == 5  # type: ignore[arg-type]
     assert Noun.verb.__doc__ == "What it does."
