@@ -70,15 +70,23 @@ def _checked(verb: FunctionType) -> Callable[..., Any]:
             if name in bound and not _is_one(bound[name], [kind for kind, _ in kinds])
         ]
         faults += [
-            f"{name} must be a finite number, not {bound[name]}"
-            for name in plain
-            if isinstance(bound.get(name), float) and not isfinite(bound[name])
+            f"{name} must be a finite number" + (f", not {bound[name]}" if isinstance(bound[name], float) else "")
+            for name, kinds in plain.items()
+            if _PLAIN["float"] in kinds and name in bound and not _is_finite(bound[name])
         ]
         if faults:
             raise InvalidInputError(verb.__name__, faults)
         return verb(*args, **given)
 
     return call
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a number is one that a float holds; what is no number is somebody else's fault to name."""
+    try:
+        return not isinstance(value, Real) or isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_one(value: object, kinds: list[type]) -> bool:

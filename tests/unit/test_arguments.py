@@ -74,10 +74,12 @@ def test_the_argument_is_named_and_what_it_must_be(sender: Sender, ask: Any, wor
         ask(sender)
 
 
-@pytest.mark.parametrize("timeout", [nan, inf, -inf])
-def test_a_number_that_is_none_is_refused(sender: Sender, timeout: float) -> None:
+@pytest.mark.parametrize(
+    ("timeout", "words"), [(nan, ", not nan"), (inf, ", not inf"), (-inf, ", not -inf"), (10**400, "$")]
+)
+def test_a_number_that_is_none_is_refused(sender: Sender, timeout: float, words: str) -> None:
     """A campaign would be waited for for ever."""
-    with pytest.raises(InvalidInputError, match=f"wait: timeout must be a finite number, not {timeout}"):
+    with pytest.raises(InvalidInputError, match=f"wait: timeout must be a finite number{words}"):
         sender.campaigns.wait("spring", timeout=timeout)
 
 
@@ -97,7 +99,6 @@ def test_what_fits_is_passed_on_as_it_is() -> None:
     now = datetime.now(UTC)
     assert Noun().verb("a", most=1, at=now) == ("a", 1, now, 1)
     assert Noun().verb("a", most=None, who="u") == ("a", None, None, "u")
-    assert Noun().verb("a", most=10**400)[1] == 10**400  # no float holds it
     assert Noun().part(Segment.all()) == Segment.all()
     assert Noun().whole(5) == 5  # type: ignore[arg-type]
     assert Noun.verb.__doc__ == "What it does."
