@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
 
 from sender.engine.later import LONGEST, Later
 
@@ -25,11 +29,15 @@ class Queue:
             self.full.set()
 
 
-def test_batches_are_published_in_the_order_of_their_times() -> None:
+def test_batches_are_published_in_the_order_of_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
     later, queue = Later(), Queue(3)
+    began, given = time.monotonic(), threading.Event()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() if given.is_set() else began)
+    monkeypatch.setattr("sender.engine.later.time", clock)
     later.start(queue.publish)
     for seconds, batch_id in ((0.3, 3), (0.1, 1), (0.2, 2)):
         assert later.publish("spring", [batch_id], seconds=seconds, urgent=False)
+    given.set()
     assert queue.full.wait(10)
     assert [batch_id for _, batch_id, _ in queue.published] == [1, 2, 3]
     later.close()
