@@ -419,14 +419,17 @@ def test_a_slow_campaign_that_is_watched_does_not_seem_to_stand_still(sender: Se
         add_batch(transaction, campaign, 5, sent=5, finished_at=sender.campaigns.report("spring").now)
 
     def finish() -> None:
+        end = time.monotonic() + 60
+        while not console.export_text(clear=False) and time.monotonic() < end:
+            time.sleep(0.02)
         with database.transaction() as transaction:
             transaction.execute("UPDATE {s}.campaigns SET state = 'completed', finished_at = now()")
 
     console = Console(width=120, record=True, force_terminal=False)
-    timer = threading.Timer(1.5, finish)
-    timer.start()
+    finishing = threading.Thread(target=finish)
+    finishing.start()
     watch(sender, "spring", console=console)
-    timer.join()
+    finishing.join()
     running = console.export_text().splitlines()[0]  # nothing was answered while it watched
     assert re.search(r"spring: running, .*, (\d+|0\.\d+)/s$", running), running
     assert not running.endswith(", 0/s"), running
