@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+import uuid
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -90,7 +91,7 @@ class Stage:
 
     def heard(self) -> dict[str, bytes]:
         """Source -> all that was said there; what is base64 in it is there decoded, too."""
-        time.sleep(0.3)  # the last events are on their way
+        self._catch_up()
         found = {str(path.relative_to(self.data_dir)): path.read_bytes() for path in (self.data_dir / "logs").iterdir()}
         found["up.log"] = (self.rehearsal.directory / "up.log").read_bytes()
         found["events"] = json.dumps(self._events).encode()
@@ -98,6 +99,24 @@ class Stage:
         found["broker keys"] = self._dump()
         found["command lines"] = self._command_lines()
         return {source: text + b"\n" + _decoded(text) for source, text in found.items()}
+
+    def _catch_up(self) -> None:
+        """Wait until both listeners have heard what was said up to now: they hear a mark that comes after it."""
+        from celery import Celery
+        from celery.events import EventDispatcher
+
+        mark = uuid.uuid4().hex
+        self.redis.echo(mark)
+        app = Celery(broker=self.settings.require_broker_url(), set_as_current=False)
+        with Connection(self.settings.require_broker_url()) as connection:
+            EventDispatcher(connection, hostname=mark, app=app).send("mark-made")
+        end = time.monotonic() + 60
+        while not (
+            any(mark.encode() in command for command in list(self._monitored))
+            and any(event.get("hostname") == mark for event in list(self._events))
+        ):
+            assert time.monotonic() < end, "the listeners do not hear"
+            time.sleep(0.02)
 
     def _dump(self) -> bytes:
         client = self.redis
