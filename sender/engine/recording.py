@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from sender.engine.protection.breaker import log_opened
-from sender.engine.protection.guard import Believed
 from sender.engine.mishaps import survived
 from sender.engine.poison import name_error
 from sender.engine.protection.breaker import log_opened
+from sender.engine.protection.guard import Believed
 from sender.engine.results import Results
 from sender.engine.runtime import Runtime
 from sender.engine.salvage import record_apart

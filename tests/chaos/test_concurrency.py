@@ -17,8 +17,8 @@ import pytest
 from sender.client import Sender
 from sender.engine.delivery import send_batch
 from sender.engine.fanout import cut_campaign
-from sender.engine.guard import Tally
 from sender.engine.poison import part_suspected
+from sender.engine.protection.guard import Tally
 from sender.engine.recording import record
 from sender.engine.results import Results
 from sender.engine.sweep import end_open

@@ -16,9 +16,8 @@ import pytest
 
 from sender.apns.health import Health
 from sender.client import Sender
-from sender.engine import window
-from sender.engine.protection.breaker import Breakers
 from sender.engine.delivery import send_batch
+from sender.engine.protection import window
 from sender.engine.protection.breaker import Breakers
 from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown

@@ -146,7 +146,9 @@ def test_garbage_is_no_storm_at_the_other_host(engine: Engine) -> None:
 def test_garbage_is_no_storm_of_several_workers_either(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sender.engine.healing.time", SimpleNamespace(monotonic=lambda: 1000.0))  # one trickles each
+    monkeypatch.setattr(
+        "sender.engine.protection.healing.time", SimpleNamespace(monotonic=lambda: 1000.0)
+    )  # one trickles each
     apns = Apns(engine, sandbox=lambda n: False, production=lambda n: n % 10 != 0)
     others = [Runtime(settings, role="campaign", clients=engine.apns) for _ in range(2)]  # type: ignore[arg-type]
     workers = cycle([engine.runtime, *others])
