@@ -24,7 +24,9 @@ WITH wanted AS (
                          %(furthests)s::float8[], %(shared)s::bool[])
              WITH ORDINALITY AS w(scope, rate, late, ahead, furthest, shared, ordinal)
 ), locked AS (
-    SELECT w.*, l.free_at FROM wanted w JOIN {s}.limits l USING (scope) ORDER BY w.ordinal FOR UPDATE OF l
+    SELECT w.*, l.free_at FROM wanted w JOIN {s}.limits l USING (scope)
+    WHERE (SELECT count(*) FROM {s}.limits WHERE scope = ANY(%(scopes)s)) = %(limits)s  -- else none is held: see take
+    ORDER BY w.ordinal FOR UPDATE OF l
 ), clock AS MATERIALIZED (
     SELECT clock_timestamp() AS now, count(*) AS found FROM locked  -- looked at when all of them are locked
 ), own AS (
@@ -100,6 +102,7 @@ def take(
         "pushes": pushes,
         "longest": _LONGEST,
     }
+    # Rows that are missing are written before any is held, and all in the same order: nobody waits crosswise.
     for _ in range(2):
         found, delay, beyond, moved = transaction.execute(_GRANT, values).fetchone() or (0, 0.0, 0.0, 0)
         if found == len(limits):

@@ -247,3 +247,23 @@ def test_limits_come_in_the_order_in_which_their_rows_are_locked(
 ) -> None:
     found = limits_of(installation=installation, app_id=3, app=app, campaign_id=7, campaign=campaign)
     assert [limit.scope for limit in found] == scopes
+
+
+def test_workers_that_ask_first_for_the_same_limits_at_once_do_not_wait_for_each_other_crosswise(
+    database: Database,
+) -> None:
+    together = threading.Barrier(4, timeout=30)
+
+    def ask(number: int) -> bool:
+        app = [Limit(scope="app:1", rate=1e6)] if number % 2 else []
+        installation = [Limit(scope="installation", rate=1e6)] if number % 4 >= 2 or not number % 2 else []
+        campaign = Limit(scope=f"campaign:{number // 4}", rate=1e6)
+        together.wait()
+        with database.transaction() as transaction:
+            return take(transaction, [*installation, *app, campaign], 1).granted
+
+    for _ in range(3):
+        with database.transaction() as transaction:
+            transaction.execute("DELETE FROM {s}.limits")
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, range(80)))
