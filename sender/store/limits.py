@@ -4,7 +4,8 @@ A limit's row says when its next push may go (`free_at`). A grant starts at the 
 on by its own share, from its own time: a limit that could have gone earlier loses nothing by one that could not. Unused
 time is not banked, so that no burst follows a pause; only a small lateness is forgiven, so that delays of milliseconds
 do not add up. A campaign's own limit, under which nothing else is, moves on from the start itself: what another limit
-has put off is not made up for when that one is lifted. The rows are locked in the order in which the scopes are given:
+has put off is not made up for when that one is lifted. In the same way all others move on from the installation's time
+at least: nothing goes before that. The rows are locked in the order in which the scopes are given:
 installation, app, campaign, and the pace of a credential last.
 """
 
@@ -38,11 +39,13 @@ WITH wanted AS (
     FROM locked, clock
 ), start AS (
     SELECT clock.found, extract(epoch FROM greatest(max(own.free_at) - clock.now, '0'))::float8 AS delay,
-           extract(epoch FROM max(own.free_at - own.bound))::float8 AS beyond, max(own.free_at) AS at
+           extract(epoch FROM max(own.free_at - own.bound))::float8 AS beyond, max(own.free_at) AS at,
+           max(own.free_at) FILTER (WHERE own.scope = %(whole)s) AS whole_at
     FROM clock, own GROUP BY clock.found, clock.now
 ), moved AS (
     UPDATE {s}.limits l SET free_at = make_interval(secs => own.seconds) + CASE
-        WHEN own.shared THEN own.free_at ELSE greatest(own.free_at, start.at - make_interval(secs => own.late)) END
+        WHEN own.shared THEN greatest(own.free_at, start.whole_at - make_interval(secs => own.late))
+        ELSE greatest(own.free_at, start.at - make_interval(secs => own.late)) END
     FROM own, start
     WHERE l.scope = own.scope AND start.found = %(limits)s AND start.beyond <= 0
     RETURNING 1
@@ -99,6 +102,7 @@ def take(
         "furthests": [min(URGENT_AHEAD + max(1 / rate, GRANT_SHARE), _LONGEST) for rate in rates],
         "shared": [limit.shared for limit in limits],
         "limits": len(limits),
+        "whole": INSTALLATION,
         "pushes": pushes,
         "longest": _LONGEST,
     }

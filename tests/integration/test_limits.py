@@ -147,6 +147,17 @@ def test_what_another_limit_puts_off_is_not_made_up_for_when_that_one_is_lifted(
     assert free["campaign:1"] == pytest.approx(start - lateness(1000) + 1 / 1000, abs=1e-3)
 
 
+def test_what_the_installation_puts_off_is_not_made_up_for_by_an_app(database: Database) -> None:
+    whole, app = Limit(scope="installation", rate=5.0), Limit(scope="app:1", rate=1000.0)
+    for _ in range(2):  # the second one starts a fifth of a second from now
+        with database.transaction() as transaction:
+            assert take(transaction, [whole, app], 1).granted
+    with database.transaction() as transaction:
+        free = dict(transaction.execute("SELECT scope, extract(epoch FROM free_at)::float8 FROM {s}.limits").fetchall())
+    start = free["installation"] - 1 / 5  # of the last push that was granted
+    assert free["app:1"] == pytest.approx(start - lateness(1000) + 1 / 1000, abs=1e-3)
+
+
 def test_a_small_delay_does_not_lower_a_slow_rate(database: Database) -> None:
     limits = [Limit(scope="campaign:1", rate=0.01)]
     with database.transaction() as transaction:
