@@ -33,6 +33,7 @@ def fanout(*, campaign: str, id: int) -> dict[str, int | bool]:
         later=here.later,
         installation_rate=here.settings.rate,
         retest_share=here.settings.retest_share,
+        shares=here.shares,
         stopped=stopping,
     )
     return {"devices": turn.devices, "batches": turn.batches, "finished": turn.finished}

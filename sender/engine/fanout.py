@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from sender.engine.later import Later, Publish
-from sender.policy.pace import GRANT_AHEAD, URGENT_AHEAD, batch_size
+from sender.engine.sharing import Shares
+from sender.policy.pace import GRANT_AHEAD, PRIORITY_AUDIENCE, URGENT_AHEAD, batch_size
+from sender.policy.sharing import runs_short
 from sender.store import cut, publishing
 from sender.store.cut import Cutting
 from sender.store.database import Database, Transaction
@@ -52,9 +54,6 @@ LATEST = 3.0
 #: Device ids looked at, and devices cut, in one transaction at the most.
 WINDOW = 400_000
 MOST_CUT = 50_000
-
-#: Audiences of at most this many devices do not wait behind campaigns: they go by the priority queue.
-PRIORITY_AUDIENCE = 100
 
 #: Seconds that one task cuts before it makes room for other campaigns, and pauses between two looks.
 TURN = 20.0
@@ -98,16 +97,19 @@ def cut_campaign(
     later: Later | None = None,
     installation_rate: float | None = None,
     retest_share: float = RETEST_SHARE,
+    shares: Shares | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Turn:
     """Cut and publish for one turn. Two turns on one campaign at once do no harm: its row is held while it is cut."""
     devices = batches = 0
     ready: int | None = None
     finished = False
+    shares = shares or Shares(database, installation_rate)
     end = time.monotonic() + TURN
     with _crowd.joined() as crowded:
         while not stopped():
-            step = _step(database, campaign_id, installation_rate, retest_share, ready)
+            shares.meet(campaign_id)  # before the campaign is held: it takes a connection of its own
+            step = _step(database, campaign_id, installation_rate, retest_share, ready=ready, shares=shares)
             if step is None:
                 return Turn(devices=devices, batches=batches, finished=True)
             _publish_in_turn(database, publish, later or Later(), step)
@@ -168,7 +170,13 @@ def publish_all(database: Database, publish: Publish, key: str, batch_ids: Seque
 
 
 def _step(
-    database: Database, campaign_id: int, installation_rate: float | None, retest_share: float, ready: int | None
+    database: Database,
+    campaign_id: int,
+    installation_rate: float | None,
+    retest_share: float,
+    *,
+    ready: int | None,
+    shares: Shares,
 ) -> _Step | None:
     with database.transaction() as transaction:
         cutting = cut.hold(transaction, campaign_id, installation_rate=installation_rate)
@@ -183,9 +191,12 @@ def _step(
             seconds=RESERVED,
             far=max(FAR, 3 / (cutting.rate or 1.0)),
         )
-        target = open_target(cutting.rate, size)
+        rate = shares.pace(campaign_id, cutting.rate)
+        target = open_target(rate, size)
+        short = runs_short(found.batches - found.resting, target, wait=found.shared_wait)
+        shares.note(campaign_id, rate, short=short)
         room = target - found.batches + found.resting if found.resting < MOST_RESTING else 0
-        paced = is_paced(cutting.rate, size)
+        paced = is_paced(rate, size)
         full = room < max(1, 1 if paced else target // 4)  # a step costs as much for one batch as for fifty
         wanted = 0 if full or cutting.finished else max(1, min(room, MOST_CUT // size))
         devices, finished = 0, cutting.finished
@@ -194,7 +205,7 @@ def _step(
                 transaction, cutting, size=size, batches=wanted, window=WINDOW, retest_share=retest_share
             )
         if paced:
-            publishable, left = _pace(transaction, cutting, found), False
+            publishable, left = _pace(transaction, cutting, found, rate or 1.0), False
         else:
             ready = LEAST_READY if ready is None else adapt_ready(ready, found.queued)
             publishable, left = _fill(transaction, cutting, ready - found.queued)
@@ -210,9 +221,8 @@ def _step(
     )
 
 
-def _pace(transaction: Transaction, cutting: Cutting, found: Open) -> list[tuple[float, int]]:
+def _pace(transaction: Transaction, cutting: Cutting, found: Open, rate: float) -> list[tuple[float, int]]:
     """The batches of the next seconds, each with the time at which it is published."""
-    rate = cutting.rate or 1.0
     room = int(rate * OPEN_SECONDS) - found.claimed_devices - found.queued_devices
     least = LEAST_OPEN - found.queued - found.claimed
     batches = publishing.take(

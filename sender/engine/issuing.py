@@ -130,7 +130,11 @@ def take_leave(runtime: Runtime, lease: Lease, identity: str, wanted: int) -> Le
     probing = breakers.shuts(identity)
     leave = take_grant(
         runtime.database,
-        lambda: [*lease.limits(), *breakers.pace(identity)],
+        lambda: [
+            *(limits := lease.limits()),
+            *breakers.pace(identity),
+            *runtime.share(lease.claim.campaign.id, limits),
+        ],
         1 if probing else wanted,
         lease.stopped,
         urgent=runtime.urgent,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sender.policy.pace import GRANT_AHEAD, back_off, grant_size
+from sender.policy.pace import GRANT_AHEAD, LONGEST_BACK_OFF, LONGEST_TURN, back_off, grant_size
 from sender.store import limits
 from sender.store.database import Database
 from sender.store.limits import INSTALLATION, Limit
@@ -71,12 +71,13 @@ def take_grant(
         now = current()
         if not now:
             return Leave(pushes=wanted)
-        pushes = grant_size(min(limit.rate for limit in now), wanted)
+        pushes = grant_size(_tightest(now), wanted)
         asked = time.monotonic()
         with database.transaction() as transaction:
             grant = limits.take(transaction, now, pushes, ahead=ahead, urgent=urgent)
         if not grant.granted and grant.delay > _patience(now, wanted, held, patience):
-            return Leave(pushes=0, wait=back_off(grant.delay, tries))
+            longest = LONGEST_TURN if grant.passed else LONGEST_BACK_OFF
+            return Leave(pushes=0, wait=back_off(grant.delay, tries, longest))
         if stopped.wait(grant.delay if grant.granted else grant.delay + 0.005):
             break
         if grant.granted and (not grant.delay or time.monotonic() - asked - grant.delay <= LATE):
@@ -94,5 +95,8 @@ def _patience(current: Sequence[Limit], wanted: int, held: float, given: float |
 def fits(current: Sequence[Limit], pushes: int) -> bool:
     """Whether so many pushes are about as many as a batch should hold at these limits: more were cut at a higher rate,
     and are given out by the fan-out, which knows how many of them are needed."""
-    rate = min((limit.rate for limit in current), default=None)
-    return pushes <= 2 * grant_size(rate, pushes)
+    return pushes <= 2 * grant_size(_tightest(current), pushes)
+
+
+def _tightest(current: Sequence[Limit]) -> float | None:
+    return min((limit.rate for limit in current if not limit.fair), default=None)

@@ -26,6 +26,7 @@ from sender.engine.protection.breaker import Breakers
 from sender.engine.protection.guard import Guard, thresholds_of
 from sender.engine.protection.healing import Healing
 from sender.engine.protection.watching import Watcher
+from sender.engine.sharing import Shares
 from sender.engine.stopping import Stopping
 from sender.engine.underway import Underway
 from sender.errors import SchemaVersionError, SenderError
@@ -35,6 +36,7 @@ from sender.settings import Settings
 from sender.store import schema, sending, workers
 from sender.store.batches import Target
 from sender.store.database import Database
+from sender.store.limits import Limit, share_of
 
 if TYPE_CHECKING:
     from sender.apns.clients import Clients
@@ -76,6 +78,7 @@ class Runtime:
             name=f"sender {role}",
         )
         self.leases = Leases(self.database, length=settings.lease, installation_rate=settings.rate)
+        self.shares = Shares(self.database, settings.rate)
         self.stopping = Stopping(settings.stop_timeout)
         self.healing = Healing()
         self.guard = Guard(
@@ -108,6 +111,14 @@ class Runtime:
     def urgent(self) -> bool:
         """Whether what this process sends does not wait behind campaigns."""
         return self.role == "priority"
+
+    def share(self, campaign_id: int, limits: Sequence[Limit]) -> Sequence[Limit]:
+        """What tells a campaign that has had its share of these limits from those that have not; none where it shares
+        nothing, or has the limits to itself."""
+        if self.urgent or not any(limit.shared for limit in limits):
+            return ()
+        rate = self.shares.of(campaign_id)
+        return () if rate is None else (share_of(campaign_id, rate),)
 
     def start(self) -> None:
         """Start the heartbeats. The event loop and the connections start with the first push."""

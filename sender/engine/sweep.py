@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from sender.engine.fanout import PRIORITY_AUDIENCE, publish_all
+from sender.engine.fanout import publish_all
 from sender.engine.housekeeping import Housekeeper
 from sender.engine.later import Publish
 from sender.engine.mishaps import apart
@@ -16,7 +16,7 @@ from sender.engine.poison import part_suspected
 from sender.engine.protection import canary
 from sender.engine.protection.trusting import trust_ended
 from sender.engine.reclaiming import HeartbeatWatch
-from sender.policy.pace import batch_size
+from sender.policy.pace import PRIORITY_AUDIENCE, batch_size
 from sender.settings import Settings
 from sender.store import cut, intents, ledger, lifecycle, lost, publishing, workers
 from sender.store.database import Database

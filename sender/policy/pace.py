@@ -15,8 +15,17 @@ GRANT_AHEAD = 0.25
 #: An urgent push is given its place further ahead, in what it shares with others: before all who have none yet.
 URGENT_AHEAD = 1.0
 
-#: Seconds by which a refusal is stretched at the most.
-LONGEST_BACK_OFF = 1.0
+#: A campaign that could use more than its fair share of a shared limit may start this many seconds ahead at the most,
+#: and less the more of its share it has had, down to this many. Those who ask for less than their share find a place
+#: before all of them.
+SHARE_AHEAD, PASSED_AHEAD = 0.2, 0.1
+
+#: Audiences of at most this many devices do not wait behind campaigns: they go by the priority queue.
+PRIORITY_AUDIENCE = 100
+
+#: Seconds by which a refusal is stretched at the most; and that of a campaign which has had its fair share, and which
+#: has more batches waiting for the next.
+LONGEST_BACK_OFF, LONGEST_TURN = 1.0, 3.0
 
 #: A grant that was asked for late does not move the next one by as much as this share of the time between two pushes,
 #: within these seconds: small delays do not add up to a lower rate, and nothing worth the name of a burst is made up.
@@ -40,10 +49,10 @@ def batch_size(rate: float | None, wanted: int) -> int:
     return grant_size(rate, wanted)
 
 
-def back_off(delay: float, tries: int) -> float:
+def back_off(delay: float, tries: int, longest: float = LONGEST_BACK_OFF) -> float:
     """Seconds after which a batch asks again that was told to ask in `delay` at its try number `tries`: there are more
     batches than turns when it comes in vain time and again."""
-    return max(delay, min(delay * 2.0 ** min(max(tries, 1) - 1, 3), LONGEST_BACK_OFF))
+    return max(delay, min(delay * 2.0 ** min(max(tries, 1) - 1, 3), longest))
 
 
 def expected_seconds(left: int, *, limit: float | None, measured: float | None) -> float | None:

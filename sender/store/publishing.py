@@ -19,6 +19,7 @@ class Open:
     claimed_devices: int
     queued_devices: int
     wait: float  # seconds before its limits let another push go
+    shared_wait: float  # the same of those that it shares with others
 
 
 #: Devices of a batch that have no outcome yet: one that was given back may be done for a good part.
@@ -33,7 +34,9 @@ SELECT coalesce(min(id) FILTER (WHERE state <> 'done'), max(id) + 1, %(low)s + 1
        coalesce(sum({_LEFT}) FILTER (WHERE state = 'claimed'), 0)::bigint AS claimed_devices,
        coalesce(sum({_LEFT}) FILTER (WHERE state = 'open' AND published_at IS NOT NULL), 0)::bigint AS queued_devices,
        coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {{s}}.limits
-                 WHERE scope = ANY(%(scopes)s)), 0)::float8 AS wait
+                 WHERE scope = ANY(%(scopes)s)), 0)::float8 AS wait,
+       coalesce((SELECT extract(epoch FROM max(free_at) - clock_timestamp()) FROM {{s}}.limits
+                 WHERE scope = ANY(%(shared)s)), 0)::float8 AS shared_wait
 FROM {{s}}.batches WHERE campaign_id = %(campaign)s AND id > %(low)s
 """
 
@@ -63,8 +66,10 @@ def look(
 ) -> Open:
     """How much of a campaign is open; `far`: from how many seconds on a batch rests. Also moves its low-water mark up,
     and renews the fan-out's reservation by `seconds`: its row must be held."""
-    scopes = [INSTALLATION, f"app:{app_id}", f"campaign:{campaign_id}"]
-    (row,) = transaction.rows(_LOOK, {"campaign": campaign_id, "low": low, "scopes": scopes, "far": far})
+    shared = [INSTALLATION, f"app:{app_id}"]
+    scopes = [*shared, f"campaign:{campaign_id}"]
+    values = {"campaign": campaign_id, "low": low, "scopes": scopes, "shared": shared, "far": far}
+    (row,) = transaction.rows(_LOOK, values)
     transaction.execute(_RENEW, {"campaign": campaign_id, "low": row.pop("low"), "seconds": seconds})
     return Open(**row | {"wait": max(0.0, row["wait"])})
 

@@ -306,7 +306,8 @@ class Delivery(Table, table=True):
 
 
 class Limit(Table, table=True):
-    """When the next push may go, per scope: installation, app:ID, campaign:ID. Unused time is not banked."""
+    """When the next push may go, per scope: installation, app:ID, campaign:ID, credential:IDENTITY. Unused time is not
+    banked. What a campaign has had of its share of them (campaign:ID/share) is kept in the same way."""
 
     __tablename__ = "limits"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)

@@ -10,6 +10,7 @@ from sender.engine.fanout import LEAST_READY, MOST_OPEN, MOST_READY, adapt_ready
 from sender.policy.pace import (
     GRANT_SHARE,
     LONGEST_BACK_OFF,
+    LONGEST_TURN,
     MOST_LATE,
     back_off,
     batch_size,
@@ -55,6 +56,7 @@ def test_less_than_a_push_or_a_fortieth_of_a_second_is_forgiven(rate: float) -> 
 def test_backing_off_never_shortens_and_hardly_lengthens_what_is_long(delay: float, tries: int) -> None:
     assert delay <= back_off(delay, tries) <= max(delay, LONGEST_BACK_OFF)
     assert back_off(delay, 1) == delay
+    assert back_off(delay, tries) <= back_off(delay, tries, LONGEST_TURN) <= max(delay, LONGEST_TURN)
 
 
 @pytest.mark.parametrize(
