@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sender.policy.pace import LONGEST_TURN
 from sender.policy.sharing import Wanting
 from sender.store.database import Transaction
 
@@ -18,8 +19,9 @@ WHERE c.state = 'running' AND a.state = 'active' AND c.finished_at IS NULL AND c
                 AND b.state <> 'done' ORDER BY b.id LIMIT %(looked_at)s) AS o), NOT c.cut_finished)
 """
 
-#: Seconds within which a batch is due whose campaign has something to send now.
-SOON = 2.0
+#: Seconds within which a batch is due whose campaign has something to send now: that it waits for its turn, and is told
+#: to come when it is, does not make its turn another's.
+SOON = LONGEST_TURN + 2.0
 
 #: Open batches of one campaign that are looked at.
 LOOKED_AT = 50

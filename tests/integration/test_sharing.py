@@ -10,6 +10,7 @@ from sender import Sender
 from sender.engine.fanout import cut_campaign, open_target
 from sender.engine.sharing import Shares
 from sender.engine.tick import tick
+from sender.policy.pace import LONGEST_TURN
 from sender.policy.sharing import GROWTH, SURPLUS
 from sender.settings import Settings
 from sender.store.database import Database
@@ -60,6 +61,17 @@ def test_a_campaign_that_wants_nothing_now_is_kept_nothing(engine: Engine, chang
     with engine.database.transaction() as transaction:
         transaction.execute(change, (other,))
     assert known(engine)[first] == 100.0
+
+
+def test_a_campaign_whose_batches_all_wait_for_their_turn_keeps_its_share(engine: Engine) -> None:
+    first, second = start(engine, first=None, second=None)
+    with engine.database.transaction() as transaction:
+        transaction.execute(
+            "INSERT INTO {s}.batches (campaign_id, kind, device_ids, size, due_at) "
+            "VALUES (%s, 'first', '{1}', 1, now() + make_interval(secs => %s))",
+            (second, LONGEST_TURN),
+        )
+    assert known(engine) == {first: 100.0, second: 100.0}
 
 
 def test_a_campaign_that_has_its_limits_to_itself_has_no_share(engine: Engine) -> None:
