@@ -13,17 +13,23 @@ from config.failures import RedactingTask
 from config.logs import configure_logging
 from config.queues import CONTROL, queues, routes
 from config.schedule import SCHEDULER, schedule
+from config.transport import use_this_transport
 from sender.settings import Settings, load_settings
 
+#: Roles whose workers take nothing but sends: see `config.transport`.
+SENDING = ("campaign", "priority")
 
-def make_app(settings: Settings) -> Celery:
-    """A configured application for these settings. Raises `ConfigurationError` when the broker's URL is missing."""
+
+def make_app(settings: Settings, *, role: str = "") -> Celery:
+    """A configured application for these settings and a process of a role. Raises `ConfigurationError` when the
+    broker's URL is missing."""
+    use_this_transport()
     app = Celery("sender", broker=settings.require_broker_url(), set_as_current=False, task_cls=RedactingTask)
-    app.conf.update(celery_settings(settings))
+    app.conf.update(celery_settings(settings, role=role))
     return app
 
 
-def celery_settings(settings: Settings) -> dict[str, Any]:
+def celery_settings(settings: Settings, *, role: str = "") -> dict[str, Any]:
     """Everything that is set, in one place."""
     default_queue = settings.queue(CONTROL)
     return {
@@ -53,7 +59,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # The broker: found again by itself, never waited for without a limit.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": transport_options(settings),
+        "broker_transport_options": transport_options(settings, role=role),
         "broker_pool_limit": 20,
         "task_publish_retry": True,
         "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1},
@@ -66,7 +72,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def transport_options(settings: Settings) -> dict[str, Any]:
+def transport_options(settings: Settings, *, role: str = "") -> dict[str, Any]:
     """Options of kombu's Redis transport."""
     options: dict[str, Any] = {
         "visibility_timeout": 3600,
@@ -75,6 +81,7 @@ def transport_options(settings: Settings) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": 25,
         "queue_order_strategy": "priority",
+        "ack_emulation": role not in SENDING,
     }
     if settings.broker_key_prefix:
         options["global_keyprefix"] = settings.broker_key_prefix

@@ -1,0 +1,74 @@
+"""kombu's Redis transport, without two things that cost a small batch more than its push does.
+
+kombu makes a new `redis.Redis` for every command, which is a lot of set-up around the same pool of connections; here a
+channel keeps one.
+
+And kombu notes every message that a worker takes in Redis, and strikes it off when it is acknowledged, so that what a
+dead worker had is delivered again an hour later. A send is only a hint that a batch exists: the database knows within a
+lease that its worker died, and publishes it again. So processes that take nothing but sends have `ack_emulation` off
+(kombu's own option), and keep in memory what they have not acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+
+log = structlog.get_logger()
+
+#: The schemes of broker URLs that this is for; Sentinel and other brokers have kombu's own.
+SCHEMES = ("redis", "rediss")
+
+
+class QoS(virtual.QoS):
+    """What a process has taken and not acknowledged, where Redis does not know of it."""
+
+    def restore_unacked(self) -> list[Any]:
+        """Put back what was taken, as at the end of a process. What the broker does not take now, the database
+        publishes again: neither is it tried one by one nor written to a file."""
+        self._flush()  # type: ignore[no-untyped-call]
+        messages = list(self._delivered.values())
+        self._delivered.clear()
+        try:
+            for message in messages:
+                self.channel._restore(message)
+        except Exception as error:
+            log.info("messages_not_put_back", error=type(error).__name__)
+        return []
+
+
+class Channel(redis.Channel):
+    """kombu's, but with one client for as long as its pool of connections lives. (The client may be used by many
+    threads at once; it takes a connection from the pool for each command.)"""
+
+    _kept: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+        if not self.ack_emulation:
+            self.QoS = QoS  # type: ignore[assignment]
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """The given client, or the channel's own."""
+        if client is None:
+            client = self._kept
+            if client is None or client.connection_pool is not self.pool:  # a fork, or a new connection, has a new one
+                client = self._kept = self._create_client()  # type: ignore[no-untyped-call]
+        yield client
+
+
+class Transport(redis.Transport):
+    """kombu's, with these channels."""
+
+    Channel = Channel
+
+
+def use_this_transport() -> None:
+    """Have kombu take this transport in this process."""
+    for scheme in SCHEMES:
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
