@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from sender.engine.poison import name_error
@@ -19,7 +21,23 @@ TURN = 0.5
 
 
 def take(runtime: Runtime, batch_id: int) -> Work | None:
-    """Claim a batch and load it; None when it is not there to be taken.
+    """Claim a batch and load it, with those that other threads want at the same moment; None when it is not there to be
+    taken."""
+    return runtime.claiming.do(
+        batch_id, together=lambda ids: _take_together(runtime, ids), alone=lambda id: _take_alone(runtime, id)
+    )
+
+
+def _take_together(runtime: Runtime, batch_ids: Sequence[int]) -> list[Work | None]:
+    """None for those that must be looked at one by one."""
+    with runtime.database.transaction() as transaction:
+        claims = batches.claim_together(transaction, batch_ids)
+        loaded = iter(_load(runtime, transaction, [claim for claim in claims if claim is not None]))
+        return [None if claim is None else next(loaded) for claim in claims]
+
+
+def _take_alone(runtime: Runtime, batch_id: int) -> Work | None:
+    """As `take`, of one batch that may have to be waited for, put back, or tried while no other is.
 
     What cannot be loaded counts as a failure of the batch, so that it does not come again and again.
     """
@@ -31,7 +49,7 @@ def take(runtime: Runtime, batch_id: int) -> Work | None:
             if claim.suspect and batches.other_suspect(transaction, claim):
                 batches.release(transaction, claim, delay=TURN * runtime.settings.backoff_scale)
                 return None
-            return _load(runtime, transaction, claim)
+            return _load(runtime, transaction, [claim])[0]
     except Exception as error:
         if not is_outage(error):
             log.exception("claim_broke", batch=batch_id)
@@ -40,14 +58,19 @@ def take(runtime: Runtime, batch_id: int) -> Work | None:
         raise
 
 
-def _load(runtime: Runtime, transaction: Transaction, claim: Claim) -> Work:
-    targets = batches.targets(transaction, claim)
-    credentials = sending.credentials(transaction, claim.campaign.app_id)
-    holds = runtime.breakers.holds(transaction, [ref.identity for ref in credentials.values()])
-    work = Work(claim=claim, targets=targets, credentials=credentials, holds=holds)
-    if claim.fresh and len(targets) == len(claim.device_ids):
-        return work
-    return _look_back(transaction, work)
+def _load(runtime: Runtime, transaction: Transaction, claims: Sequence[Claim]) -> list[Work]:
+    app_ids = {claim.campaign.app_id for claim in claims}
+    credentials = {app_id: sending.credentials(transaction, app_id) for app_id in app_ids}
+    identities = {ref.identity for found in credentials.values() for ref in found.values()}
+    holds = runtime.breakers.holds(transaction, sorted(identities)) if identities else {}
+    fresh = batches.fresh_targets(transaction, [claim for claim in claims if claim.fresh])
+    works = []
+    for claim in claims:
+        targets = fresh[claim.batch_id] if claim.fresh else batches.targets(transaction, claim)
+        work = Work(claim=claim, targets=targets, credentials=credentials[claim.campaign.app_id], holds=holds)
+        complete = claim.fresh and len(targets) == len(claim.device_ids)
+        works.append(work if complete else _look_back(transaction, work))
+    return works
 
 
 def _look_back(transaction: Transaction, work: Work) -> Work:

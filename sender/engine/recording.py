@@ -31,6 +31,9 @@ log = structlog.get_logger()
 #: Seconds before a batch of which nothing could be issued is offered again: doubling per setback, up to a minute.
 SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
 
+#: Devices of a batch that is recorded together with others.
+FEW = 50
+
 #: Seconds between two attempts to record while the database is away, at the most: a batch's answers wait in the memory
 #: of the thread that has them, and nothing more is sent by it.
 LONGEST_PAUSE = 5.0
@@ -39,8 +42,40 @@ LONGEST_PAUSE = 5.0
 def record_surely(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
     """Write the results, for as long as it takes: answers are facts that must not be lost with the database away.
 
-    What the database refuses for good is told apart, so that it costs one delivery and not the batch.
+    Small batches of which everything was accepted are written with those that other threads have at the same moment.
     """
+    if not is_plain(claim, results):
+        return _record_alone(runtime, claim, results)
+    return runtime.recording.do(
+        (claim, results),
+        together=lambda some: _record_together(runtime, some),
+        alone=lambda each: _record_alone(runtime, *each),
+    )
+
+
+def is_plain(claim: Claim, results: Results) -> bool:
+    """Whether a batch comes to nothing but rows of the ledger and its own end, few of them, and no locks of others."""
+    return (
+        claim.fresh
+        and claim.campaign.delivery == "at_least_once"
+        and 0 < len(results.sent) == len(claim.device_ids) <= FEW
+        and not (results.halts or results.moves or results.cleared or results.error)
+        and (results.guard is None or results.guard.is_calm(claim, results.tallies))
+    )
+
+
+def _record_together(runtime: Runtime, some: Sequence[tuple[Claim, Results]]) -> list[dict[str, int] | None]:
+    """None for those that are not ours any more, or that somebody holds."""
+    with runtime.database.transaction() as transaction:
+        counted = ledger.record_sent(transaction, [(claim, results.sent) for claim, results in some])
+        for claim, results in sorted(some, key=lambda each: each[0].campaign.id):
+            if claim.owner in counted:
+                _believed(transaction, claim, results)
+    return [{Outcome.SENT.value: counted[claim.owner]} if claim.owner in counted else None for claim, _ in some]
+
+
+def _record_alone(runtime: Runtime, claim: Claim, results: Results) -> dict[str, int]:
+    """What the database refuses for good is told apart, so that it costs one delivery and not the batch."""
     scale = runtime.settings.backoff_scale
     try:
         return _persist(runtime, claim, lambda transaction: record(transaction, claim, results, scale=scale))

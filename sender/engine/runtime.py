@@ -28,6 +28,7 @@ from sender.engine.protection.healing import Healing
 from sender.engine.protection.watching import Watcher
 from sender.engine.sharing import Shares
 from sender.engine.stopping import Stopping
+from sender.engine.together import Together
 from sender.engine.underway import Underway
 from sender.errors import SchemaVersionError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
@@ -41,6 +42,9 @@ from sender.store.limits import Limit, share_of
 if TYPE_CHECKING:
     from sender.apns.clients import Clients
     from sender.apns.health import Health
+    from sender.engine.preparing import Work
+    from sender.engine.results import Results
+    from sender.store.batches import Claim
 
 log = structlog.get_logger()
 
@@ -101,6 +105,8 @@ class Runtime:
             revive=self._revive,
         )
         self._underway = Underway(self._may_send)
+        self.claiming: Together[int, Work] = Together("claim")
+        self.recording: Together[tuple[Claim, Results], dict[str, int]] = Together("record")
         self.later = Later()
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)

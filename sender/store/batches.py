@@ -3,10 +3,10 @@ redelivered or doubled message harmless: it succeeds once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from sender.model import TOPIC_SUFFIX, PushHeaders, PushType
@@ -89,16 +89,34 @@ class Claim:
         return self.failures > 0 and len(self.device_ids) == 1
 
 
-_CLAIM = """
-UPDATE {s}.batches b SET state = 'claimed', epoch = b.epoch + 1, owner = %(owner)s, beats = 0, halted = false
-FROM {s}.campaigns c JOIN {s}.apps a ON a.id = c.app_id
-WHERE b.id = %(batch)s AND b.state = 'open' AND c.id = b.campaign_id AND c.state = 'running' AND a.state = 'active'
-  AND (b.due_at IS NULL OR b.due_at <= now()) AND b.failures < CASE WHEN b.size > 1 THEN %(together)s ELSE %(alone)s END
-RETURNING b.id AS batch_id, b.epoch, b.kind, b.setbacks, b.failures, b.device_ids, now() AS loaded_at,
+_CLAIMED_COLUMNS = """
+          b.id AS batch_id, b.epoch, b.owner, b.kind, b.setbacks, b.failures, b.device_ids, now() AS loaded_at,
           c.id, c.key, c.app_id, a.bundle_id, c.payload, c.push_type, c.priority, c.collapse_id, c.delivery,
           c.expiration, c.started_on, c.rate, a.rate AS app_rate,
           c.epoch AS campaign_epoch, CASE WHEN c.cut_finished AND coalesce(c.canary_state, 'passed') = 'passed'
                THEN c.cut_devices END AS audience, c.audience_estimate AS estimate, a.healing
+"""
+
+_CLAIM = f"""
+UPDATE {{s}}.batches b SET state = 'claimed', epoch = b.epoch + 1, owner = %(owner)s, beats = 0, halted = false
+FROM {{s}}.campaigns c JOIN {{s}}.apps a ON a.id = c.app_id
+WHERE b.id = %(batch)s AND b.state = 'open' AND c.id = b.campaign_id AND c.state = 'running' AND a.state = 'active'
+  AND (b.due_at IS NULL OR b.due_at <= now()) AND b.failures < CASE WHEN b.size > 1 THEN %(together)s ELSE %(alone)s END
+RETURNING {_CLAIMED_COLUMNS}
+"""
+
+#: Waits for nobody, and locks in order: others claim in groups too.
+_CLAIM_TOGETHER = f"""
+WITH free AS MATERIALIZED (
+    SELECT b.id, w.owner
+    FROM unnest(%(batches)s::bigint[], %(owners)s::uuid[]) AS w(id, owner) JOIN {{s}}.batches b ON b.id = w.id
+    WHERE b.state = 'open' AND b.failures = 0 AND (b.due_at IS NULL OR b.due_at <= now())
+    ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
+)
+UPDATE {{s}}.batches b SET state = 'claimed', epoch = b.epoch + 1, owner = free.owner, beats = 0, halted = false
+FROM free, {{s}}.campaigns c JOIN {{s}}.apps a ON a.id = c.app_id
+WHERE b.id = free.id AND c.id = b.campaign_id AND c.state = 'running' AND a.state = 'active'
+RETURNING {_CLAIMED_COLUMNS}
 """
 
 #: A batch that cannot be claimed now goes back to those that fan-out or sweep publish.
@@ -130,6 +148,15 @@ SELECT d.id, d.token, d.environment, d.state, d."authorization", d.registered_at
 FROM unnest((SELECT device_ids FROM {s}.batches WHERE id = %(batch)s)) WITH ORDINALITY AS i(id, place)
 JOIN {s}.devices d ON d.id = i.id
 ORDER BY i.place
+"""
+
+#: The same for several batches.
+_FRESH_TARGETS_TOGETHER = """
+SELECT b.id, d.id, d.token, d.environment, d.state, d."authorization", d.registered_at, d.blocklisted_until,
+       d.blocklisted_times, 0
+FROM {s}.batches b CROSS JOIN LATERAL unnest(b.device_ids) WITH ORDINALITY AS i(id, place)
+JOIN {s}.devices d ON d.id = i.id
+WHERE b.id = ANY(%s) ORDER BY b.id, i.place
 """
 
 _SETTLED = """
@@ -207,12 +234,24 @@ WHERE id = (SELECT id FROM {s}.batches WHERE id = %(batch)s FOR UPDATE SKIP LOCK
 
 def claim(transaction: Transaction, batch_id: int) -> Claim | None:
     """Take a batch, or None when it is not open, not due, or its campaign or app does not send now."""
-    owner = uuid4()
     caps = {"together": MOST_FAILURES, "alone": MOST_FAILURES_ALONE}
-    row = transaction.row(_CLAIM, {"batch": batch_id, "owner": owner} | caps)
+    row = transaction.row(_CLAIM, {"batch": batch_id, "owner": uuid4()} | caps)
     if row is None:
         transaction.execute(_UNPUBLISH, (batch_id,))
         return None
+    return _claim(row)
+
+
+def claim_together(transaction: Transaction, batch_ids: Sequence[int]) -> list[Claim | None]:
+    """Take those of several batches that nothing is to be said against; None for each of the others, which need a
+    `claim` of their own. A batch that is named twice is taken once."""
+    owners = [uuid4() for _ in batch_ids]
+    rows = transaction.rows(_CLAIM_TOGETHER, {"batches": list(batch_ids), "owners": owners})
+    claims = {row["owner"]: _claim(row) for row in rows}
+    return [claims.get(owner) for owner in owners]
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
     expiration: datetime | None = row["expiration"]
     push_type = PushType(row["push_type"])
     headers = PushHeaders(
@@ -242,7 +281,7 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
     return Claim(
         batch_id=row["batch_id"],
         epoch=row["epoch"],
-        owner=owner,
+        owner=row["owner"],
         kind=row["kind"],
         setbacks=row["setbacks"],
         failures=row["failures"],
@@ -256,6 +295,15 @@ def targets(transaction: Transaction, claim: Claim) -> list[Target]:
     """The devices of a claim that are neither final nor waiting for a retry elsewhere, in the order of the cut."""
     cursor = transaction.execute(_FRESH_TARGETS if claim.fresh else _TARGETS, _places(claim))
     return list(map(Target._make, cursor.fetchall()))
+
+
+def fresh_targets(transaction: Transaction, claims: Sequence[Claim]) -> dict[int, list[Target]]:
+    """The devices of fresh claims by batch, each in the order of the cut."""
+    found: dict[int, list[Target]] = {claim.batch_id: [] for claim in claims}
+    if claims:
+        for batch_id, *target in transaction.execute(_FRESH_TARGETS_TOGETHER, (list(found),)):
+            found[batch_id].append(Target._make(target))
+    return found
 
 
 def settled(transaction: Transaction, claim: Claim) -> set[int]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Sequence
 from datetime import date
 from typing import NamedTuple
+from uuid import UUID
 
 import psycopg
 
@@ -37,6 +38,31 @@ WITH written AS (
                 %(reasons)s::text[])
     ON CONFLICT DO NOTHING RETURNING outcome, reason
 ) SELECT outcome, reason, count(*) FROM written GROUP BY outcome, reason
+"""
+
+#: Of several batches at once, each of which ends with it: those that are still whose they were, and that nobody holds.
+#: All of their rows are locked, in order, before anything else is: see `store.batches`.
+_SENT_TOGETHER = """
+WITH mine AS MATERIALIZED (
+    SELECT b.id, b.campaign_id, b.owner
+    FROM unnest(%(batches)s::bigint[], %(epochs)s::int[], %(owners)s::uuid[]) AS a(id, epoch, owner)
+    JOIN {s}.batches b ON b.id = a.id AND b.epoch = a.epoch AND b.owner = a.owner AND b.state = 'claimed'
+    ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
+), sent AS MATERIALIZED (
+    SELECT mine.id, mine.owner, mine.campaign_id, d.day, d.device_id
+    FROM unnest(%(holders)s::uuid[], %(days)s::date[], %(ids)s::bigint[]) AS d(owner, day, device_id)
+    JOIN mine ON mine.owner = d.owner
+), written AS (
+    INSERT INTO {s}.deliveries (campaign_started_on, campaign_id, device_id, status, attempts, outcome)
+    SELECT day, campaign_id, device_id, 200, 1, 'sent' FROM sent
+    ON CONFLICT DO NOTHING RETURNING campaign_id, device_id
+), counted AS (
+    SELECT sent.id, sent.owner, count(written.device_id) AS new
+    FROM sent LEFT JOIN written USING (campaign_id, device_id) GROUP BY sent.id, sent.owner
+)
+UPDATE {s}.batches b SET sent = b.sent + counted.new, state = 'done', owner = NULL, finished_at = now()
+FROM counted WHERE b.id = counted.id
+RETURNING counted.owner, counted.new
 """
 
 _COUNT = """
@@ -138,6 +164,21 @@ def record(
         retried=retried,
         ends=ends,
     )
+
+
+def record_sent(transaction: Transaction, sent: Sequence[tuple[Claim, Sequence[int]]]) -> dict[UUID, int]:
+    """Write several fresh claims whose devices were all accepted at the first attempt, and end them. Returns what was
+    counted of each by its owner, without those that somebody else has or holds, of which nothing is written."""
+    places = [(claim, device_id) for claim, device_ids in sent for device_id in device_ids]
+    values = {
+        "batches": [claim.batch_id for claim, _ in sent],
+        "epochs": [claim.epoch for claim, _ in sent],
+        "owners": [claim.owner for claim, _ in sent],
+        "holders": [claim.owner for claim, _ in places],
+        "days": [claim.campaign.started_on for claim, _ in places],
+        "ids": [device_id for _, device_id in places],
+    }
+    return dict(transaction.execute(_SENT_TOGETHER, values).fetchall())
 
 
 def write(

@@ -235,7 +235,7 @@ def test_a_worker_that_stood_still_right_after_its_claim_issues_nothing(
         asleep[0] += 2 * engine.settings.lease
         return load(*args)
 
-    monkeypatch.setattr("sender.engine.claiming.batches.targets", stall)
+    monkeypatch.setattr("sender.engine.claiming.batches.fresh_targets", stall)
     engine.work()
     assert not engine.received
 

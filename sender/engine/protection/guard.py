@@ -177,6 +177,16 @@ class Guard:
         trials.stage(transaction, claim.campaign.id, staged)
         return Believed([hit for hit in gone if rulings.get(hit.environment, Ruling.APPLY) is Ruling.APPLY], waited)
 
+    def is_calm(self, claim: Claim, tallies: Mapping[str, Tally]) -> bool:
+        """Whether judging these is a matter of this process's own counters, as in the ordinary case."""
+        audience = claim.campaign.audience
+        if audience is not None and audience < self.thresholds.few:
+            return True
+        return all(
+            self.trusts(claim, environment) and tally.trip is None and not tally.probed and not tally.counts.moved
+            for environment, tally in tallies.items()
+        )
+
     def _judge_all(
         self, transaction: Transaction, claim: Claim, tallies: Mapping[str, Tally], waited: list[Gone]
     ) -> dict[str, Ruling]:
