@@ -15,9 +15,7 @@ from config.queues import CONTROL, queues, routes
 from config.schedule import SCHEDULER, schedule
 from config.transport import use_this_transport
 from sender.settings import Settings, load_settings
-
-#: Roles whose workers take nothing but sends: see `config.transport`.
-SENDING = ("campaign", "priority")
+from sender.stack.commands import SENDING
 
 
 def make_app(settings: Settings, *, role: str = "") -> Celery:

@@ -22,7 +22,8 @@ def worker(
         typer.Option("--role", help="Whose queue: run at least one of each role, or one worker of `all`."),
     ] = "campaign",
     concurrency: Annotated[
-        int | None, typer.Option("--concurrency", "-c", min=1, max=256, help="Threads: tasks at the same time.")
+        int | None,
+        typer.Option("--concurrency", "-c", min=1, max=256, help="Batches at the same time; of small ones more."),
     ] = None,
 ) -> None:
     """Run a worker, as `celery -A tasks worker` with threads, the role's queue and events, without gossip or mingle."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -10,7 +10,7 @@ from sender.engine.poison import name_error
 from sender.engine.preparing import Work
 from sender.engine.runtime import Runtime
 from sender.store import batches, intents, sending
-from sender.store.batches import Claim
+from sender.store.batches import Claim, Target
 from sender.store.database import Transaction
 from sender.store.outages import is_outage
 
@@ -30,10 +30,10 @@ def take(runtime: Runtime, batch_id: int) -> Work | None:
 
 def _take_together(runtime: Runtime, batch_ids: Sequence[int]) -> list[Work | None]:
     """None for those that must be looked at one by one."""
-    with runtime.database.transaction() as transaction:
-        claims = batches.claim_together(transaction, batch_ids)
-        loaded = iter(_load(runtime, transaction, [claim for claim in claims if claim is not None]))
-        return [None if claim is None else next(loaded) for claim in claims]
+    with runtime.database.transaction(pipelined=True) as transaction:
+        claims, targets = batches.claim_together(transaction, batch_ids)
+        works = iter(_load(runtime, transaction, [claim for claim in claims if claim is not None], targets))
+        return [None if claim is None else next(works) for claim in claims]
 
 
 def _take_alone(runtime: Runtime, batch_id: int) -> Work | None:
@@ -49,7 +49,7 @@ def _take_alone(runtime: Runtime, batch_id: int) -> Work | None:
             if claim.suspect and batches.other_suspect(transaction, claim):
                 batches.release(transaction, claim, delay=TURN * runtime.settings.backoff_scale)
                 return None
-            return _load(runtime, transaction, [claim])[0]
+            return _load(runtime, transaction, [claim], {})[0]
     except Exception as error:
         if not is_outage(error):
             log.exception("claim_broke", batch=batch_id)
@@ -58,15 +58,17 @@ def _take_alone(runtime: Runtime, batch_id: int) -> Work | None:
         raise
 
 
-def _load(runtime: Runtime, transaction: Transaction, claims: Sequence[Claim]) -> list[Work]:
+def _load(
+    runtime: Runtime, transaction: Transaction, claims: Sequence[Claim], loaded: Mapping[int, Sequence[Target]]
+) -> list[Work]:
+    """`loaded`: the devices of those batches whose devices are loaded, by batch."""
     app_ids = {claim.campaign.app_id for claim in claims}
     credentials = {app_id: sending.credentials(transaction, app_id) for app_id in app_ids}
     identities = {ref.identity for found in credentials.values() for ref in found.values()}
     holds = runtime.breakers.holds(transaction, sorted(identities)) if identities else {}
-    fresh = batches.fresh_targets(transaction, [claim for claim in claims if claim.fresh])
     works = []
     for claim in claims:
-        targets = fresh[claim.batch_id] if claim.fresh else batches.targets(transaction, claim)
+        targets = loaded.get(claim.batch_id) or batches.targets(transaction, claim)
         work = Work(claim=claim, targets=targets, credentials=credentials[claim.campaign.app_id], holds=holds)
         complete = claim.fresh and len(targets) == len(claim.device_ids)
         works.append(work if complete else _look_back(transaction, work))

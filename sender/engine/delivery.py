@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
@@ -25,14 +25,20 @@ from sender.policy.verdict import Terms
 log = structlog.get_logger()
 
 
-def send_batch(runtime: Runtime, batch_id: int) -> dict[str, int | str]:
-    """Send one batch. Returns a small summary by outcome; a batch that is not there to be taken is a normal answer."""
+def send_batch(
+    runtime: Runtime, batch_id: int, *, sized: Callable[[int], None] = lambda devices: None
+) -> dict[str, int | str]:
+    """Send one batch. Returns a small summary by outcome; a batch that is not there to be taken is a normal answer.
+
+    `sized` is told how many devices it has, as soon as that is known.
+    """
     asked = lease_clock()  # before the claim: a process that stands still right after it has lost it
     work = take(runtime, batch_id)
     if work is None:
         return {"skipped": "not open"}
     claim = work.claim
-    with runtime.leases.hold(claim, taken=asked) as lease:
+    sized(len(claim.device_ids))
+    with runtime.leases.hold(claim, taken=asked) as lease, runtime.place_for(len(claim.device_ids)):
         try:
             plan = prepare(work)
             answers = issue(runtime, lease, plan)

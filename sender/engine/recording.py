@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import structlog
 
@@ -17,6 +18,7 @@ from sender.engine.runtime import Runtime
 from sender.engine.salvage import record_apart
 from sender.policy.breaker import PROVIDER_TOKEN_HOLD
 from sender.policy.outcomes import Halt
+from sender.policy.pace import SMALL
 from sender.policy.poison import failure_delay
 from sender.policy.states import Outcome
 from sender.store import apps, batches, breakers, devices, healing, intents, ledger, lifecycle, quarantine
@@ -30,9 +32,6 @@ log = structlog.get_logger()
 
 #: Seconds before a batch of which nothing could be issued is offered again: doubling per setback, up to a minute.
 SETBACK_FIRST, SETBACK_LONGEST = 1.0, 60.0
-
-#: Devices of a batch that is recorded together with others.
-FEW = 50
 
 #: Seconds between two attempts to record while the database is away, at the most: a batch's answers wait in the memory
 #: of the thread that has them, and nothing more is sent by it.
@@ -58,7 +57,7 @@ def is_plain(claim: Claim, results: Results) -> bool:
     return (
         claim.fresh
         and claim.campaign.delivery == "at_least_once"
-        and 0 < len(results.sent) == len(claim.device_ids) <= FEW
+        and 0 < len(results.sent) == len(claim.device_ids) <= SMALL
         and not (results.halts or results.moves or results.cleared or results.error)
         and (results.guard is None or results.guard.is_calm(claim, results.tallies))
     )
@@ -66,11 +65,11 @@ def is_plain(claim: Claim, results: Results) -> bool:
 
 def _record_together(runtime: Runtime, some: Sequence[tuple[Claim, Results]]) -> list[dict[str, int] | None]:
     """None for those that are not ours any more, or that somebody holds."""
-    with runtime.database.transaction() as transaction:
-        counted = ledger.record_sent(transaction, [(claim, results.sent) for claim, results in some])
+    with runtime.database.transaction(pipelined=True) as transaction:
+        counting = ledger.record_sent(transaction, [(claim, results.sent) for claim, results in some])
         for claim, results in sorted(some, key=lambda each: each[0].campaign.id):
-            if claim.owner in counted:
-                _believed(transaction, claim, results)
+            _believed(transaction, claim, results)
+    counted: dict[UUID, int] = dict(counting.fetchall())
     return [{Outcome.SENT.value: counted[claim.owner]} if claim.owner in counted else None for claim, _ in some]
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from sender.engine.underway import Underway
 from sender.errors import SchemaVersionError, SenderError
 from sender.model import Answer, CredentialRef, NotProcessed, Push
 from sender.policy.breaker import PROBE_MARGIN
+from sender.policy.pace import SMALL
 from sender.settings import Settings
 from sender.store import schema, sending, workers
 from sender.store.batches import Target
@@ -107,6 +109,7 @@ class Runtime:
         self._underway = Underway(self._may_send)
         self.claiming: Together[int, Work] = Together("claim")
         self.recording: Together[tuple[Claim, Results], dict[str, int]] = Together("record")
+        self._large = threading.Semaphore(settings.worker_threads)
         self.later = Later()
         self._loop = EventLoopThread()
         self._clients = clients or _open_clients(settings)
@@ -125,6 +128,11 @@ class Runtime:
             return ()
         rate = self.shares.of(campaign_id)
         return () if rate is None else (share_of(campaign_id, rate),)
+
+    def place_for(self, devices: int) -> AbstractContextManager[object]:
+        """A place to send a batch of so many devices from. Of large ones, few are sent at a time: whoever has claimed
+        another waits here, as when a worker that was sending small ones comes upon several at once."""
+        return nullcontext() if devices <= SMALL else self._large
 
     def start(self) -> None:
         """Start the heartbeats. The event loop and the connections start with the first push."""

@@ -31,6 +31,10 @@ LONGEST_BACK_OFF, LONGEST_TURN = 1.0, 3.0
 #: within these seconds: small delays do not add up to a lower rate, and nothing worth the name of a burst is made up.
 LATE_SHARE, LEAST_LATE, MOST_LATE = 0.5, 0.025, 1.0
 
+#: Devices of a batch that costs more to be passed around than to be sent, at the most; and how many times as many of
+#: such batches a worker has in flight as of others: together they are claimed and recorded for the price of a few.
+SMALL, SMALL_TIMES = 50, 4
+
 
 def is_rate(value: object) -> bool:
     """Whether something is a number of pushes a second that a limit may have."""

@@ -13,9 +13,12 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from sender.errors import ConfigurationError, MissingExtraError
+from sender.policy.pace import SMALL_TIMES
 from sender.settings import Settings
 from sender.stack.run_celery import root
 
+#: How the URL of a broker begins that our own transport is for.
+REDIS = ("redis://", "rediss://")
 PROGRAM = "sender.stack.run_celery"
 #: What Celery's own command line takes from the environment, before its app's configuration.
 CELERYS_OWN = ("BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE")
@@ -34,6 +37,8 @@ class Role(StrEnum):
 
 
 WORKERS = (Role.CAMPAIGN, Role.PRIORITY, Role.CONTROL)
+#: Those that take nothing but sends.
+SENDING = (Role.CAMPAIGN, Role.PRIORITY)
 LIGHT_THREADS = {Role.PRIORITY: 4, Role.CONTROL: 16}
 
 
@@ -54,11 +59,18 @@ def worker_command(
     check_extras(flower=False)
     roles = WORKERS if role is Role.ALL else (role,)
     threads = concurrency or sum(LIGHT_THREADS.get(each, settings.worker_threads) for each in roles)
+    if role in SENDING and is_redis(settings):  # elsewhere nobody counts who may take another one
+        threads *= SMALL_TIMES
     arguments = ["worker", "--pool", "threads", "--concurrency", str(threads)]
     arguments += ["--queues", ",".join(settings.queue(each) for each in roles)]
     arguments += ["--without-gossip", "--without-mingle", "--task-events"]
     arguments += ["--hostname", f"{node or name}@%h", "--loglevel", settings.log_level]
     return _command(settings, role, name, arguments)
+
+
+def is_redis(settings: Settings) -> bool:
+    """Whether the broker is one that our own transport is for."""
+    return settings.broker_url is not None and settings.broker_url.get_secret_value().startswith(REDIS)
 
 
 def beat_command(settings: Settings, *, name: str = "beat") -> Command:

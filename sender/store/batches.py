@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from sender.model import TOPIC_SUFFIX, PushHeaders, PushType
 from sender.policy.outcomes import INTERNAL_ERROR
 from sender.policy.poison import FIRST_DELAY, LONGEST_DELAY, MOST_FAILURES, MOST_FAILURES_ALONE, STREWN
-from sender.store.database import Transaction
+from sender.store.database import Transaction, dictionaries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +150,14 @@ JOIN {s}.devices d ON d.id = i.id
 ORDER BY i.place
 """
 
-#: The same for several batches.
+#: The same for those of several batches that were just claimed so.
 _FRESH_TARGETS_TOGETHER = """
 SELECT b.id, d.id, d.token, d.environment, d.state, d."authorization", d.registered_at, d.blocklisted_until,
        d.blocklisted_times, 0
 FROM {s}.batches b CROSS JOIN LATERAL unnest(b.device_ids) WITH ORDINALITY AS i(id, place)
 JOIN {s}.devices d ON d.id = i.id
-WHERE b.id = ANY(%s) ORDER BY b.id, i.place
+WHERE b.id = ANY(%(batches)s) AND b.owner = ANY(%(owners)s) AND b.kind = 'first' AND b.epoch = 1
+ORDER BY b.id, i.place
 """
 
 _SETTLED = """
@@ -242,13 +243,20 @@ def claim(transaction: Transaction, batch_id: int) -> Claim | None:
     return _claim(row)
 
 
-def claim_together(transaction: Transaction, batch_ids: Sequence[int]) -> list[Claim | None]:
+def claim_together(
+    transaction: Transaction, batch_ids: Sequence[int]
+) -> tuple[list[Claim | None], dict[int, list[Target]]]:
     """Take those of several batches that nothing is to be said against; None for each of the others, which need a
-    `claim` of their own. A batch that is named twice is taken once."""
+    `claim` of their own. A batch that is named twice is taken once. Also returns the devices of the fresh ones."""
     owners = [uuid4() for _ in batch_ids]
-    rows = transaction.rows(_CLAIM_TOGETHER, {"batches": list(batch_ids), "owners": owners})
-    claims = {row["owner"]: _claim(row) for row in rows}
-    return [claims.get(owner) for owner in owners]
+    values = {"batches": list(batch_ids), "owners": owners}
+    claimed = transaction.execute(_CLAIM_TOGETHER, values)
+    found = transaction.execute(_FRESH_TARGETS_TOGETHER, values)
+    claims = {row["owner"]: _claim(row) for row in dictionaries(claimed)}
+    targets: dict[int, list[Target]] = {claim.batch_id: [] for claim in claims.values() if claim.fresh}
+    for batch_id, *target in found.fetchall():
+        targets[batch_id].append(Target._make(target))
+    return [claims.get(owner) for owner in owners], targets
 
 
 def _claim(row: Mapping[str, Any]) -> Claim:
@@ -295,15 +303,6 @@ def targets(transaction: Transaction, claim: Claim) -> list[Target]:
     """The devices of a claim that are neither final nor waiting for a retry elsewhere, in the order of the cut."""
     cursor = transaction.execute(_FRESH_TARGETS if claim.fresh else _TARGETS, _places(claim))
     return list(map(Target._make, cursor.fetchall()))
-
-
-def fresh_targets(transaction: Transaction, claims: Sequence[Claim]) -> dict[int, list[Target]]:
-    """The devices of fresh claims by batch, each in the order of the cut."""
-    found: dict[int, list[Target]] = {claim.batch_id: [] for claim in claims}
-    if claims:
-        for batch_id, *target in transaction.execute(_FRESH_TARGETS_TOGETHER, (list(found),)):
-            found[batch_id].append(Target._make(target))
-    return found
 
 
 def settled(transaction: Transaction, claim: Claim) -> set[int]:

@@ -33,6 +33,8 @@ RECONNECT = 1.0
 #: How a connection finds out that its server's host is gone without a word (a failover, a cut cable): in half a minute,
 #: where the system would wait for a quarter of an hour. What the URL says of these goes before.
 _VANISHED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+#: Seconds since its last use for which a connection is not asked whether it still works: it may break at any moment.
+_FRESH = 0.2
 Params = Mapping[str, Any] | Sequence[Any] | None
 
 
@@ -50,10 +52,7 @@ class Transaction:
 
     def rows(self, statement: str | sa.Executable, params: Params = None) -> list[dict[str, Any]]:
         """Run a statement and return its rows as dictionaries."""
-        text, values = self._render(statement, params)
-        with self.connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(text, values)
-            return cursor.fetchall()
+        return dictionaries(self.execute(statement, params))
 
     def row(self, statement: str | sa.Executable, params: Params = None) -> dict[str, Any] | None:
         """Run a statement and return its first row as a dictionary, or None."""
@@ -84,6 +83,13 @@ class Transaction:
         if isinstance(statement, str):
             return qualify(statement, self.schema), params
         return render(statement, self.schema)
+
+
+def dictionaries(cursor: psycopg.Cursor[TupleRow]) -> list[dict[str, Any]]:
+    """The rows of a cursor as dictionaries."""
+    rows = cursor.fetchall()
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @lru_cache(maxsize=512)
@@ -130,15 +136,18 @@ class Database:
         self._name = name
         self._checked = any_version
         self._lock = threading.Lock()
-        self._pool: ConnectionPool[psycopg.Connection[TupleRow]] | None = None
+        self._pool: ConnectionPool[_Connection] | None = None
         self._pid = 0
 
     def __repr__(self) -> str:
         return f"Database(schema={self.schema!r})"  # the URL may hold a password
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, *, pipelined: bool = False) -> Iterator[Transaction]:
         """A transaction on a pooled connection: committed at the end, rolled back on an exception.
+
+        `pipelined`: statements are sent when somebody wants their rows, or at the end with the commit, several in one
+        round trip, and so is what they raise. (Through a pooler they are sent one by one, as ever.)
 
         Raises `DatabaseUnavailableError` when no connection can be had in time, `SchemaVersionError` when the schema is
         another version's; errors of statements stay psycopg's.
@@ -150,7 +159,12 @@ class Database:
         pool = self._open_pool()
         try:
             with connection:  # psycopg: commit or rollback; does not close pooled connections
-                yield self._checked_transaction(connection)
+                if pipelined and connection.direct:
+                    with connection.pipeline():
+                        yield self._checked_transaction(connection)
+                        connection.commit()
+                else:
+                    yield self._checked_transaction(connection)
         except psycopg.ProgrammingError as error:
             if is_of_statement(error):
                 self._check_again(connection)
@@ -158,9 +172,10 @@ class Database:
         except (UnicodeEncodeError, psycopg.DataError) as error:
             raise refusal(error) from None
         finally:
+            connection.used_at = time.monotonic()
             pool.putconn(connection)
 
-    def _connection(self) -> psycopg.Connection[TupleRow]:
+    def _connection(self) -> _Connection:
         """A connection within `timeout`. Asked for again and again: only asking makes the pool try to connect anew."""
         end = time.monotonic() + self._timeout
         while True:
@@ -230,7 +245,7 @@ class Database:
         if pool is not None and self._pid == os.getpid():
             pool.close()
 
-    def _open_pool(self) -> ConnectionPool[psycopg.Connection[TupleRow]]:
+    def _open_pool(self) -> ConnectionPool[_Connection]:
         with self._lock:
             if self._pool is None or self._pid != os.getpid():
                 self._pool = ConnectionPool(
@@ -240,7 +255,9 @@ class Database:
                     timeout=self._timeout,
                     max_idle=300,
                     reconnect_timeout=RECONNECT,
-                    check=ConnectionPool.check_connection,
+                    connection_class=_Connection,
+                    configure=_look_who_answers,
+                    check=_check_if_idle,
                     kwargs=_connection_options(self.url)
                     | {"application_name": self._name, "prepare_threshold": None, "connect_timeout": 10},
                     open=True,
@@ -248,6 +265,26 @@ class Database:
                 )
                 self._pid = os.getpid()
             return self._pool
+
+
+class _Connection(psycopg.Connection[TupleRow]):
+    """One that knows when it was last used (monotonic), and whether PostgreSQL itself is at its other end."""
+
+    used_at = 0.0
+    direct = False
+
+
+def _check_if_idle(connection: _Connection) -> None:
+    """See whether a connection still works, before somebody gets it: one that just did is taken at its word."""
+    if time.monotonic() - connection.used_at > _FRESH:
+        ConnectionPool.check_connection(connection)
+
+
+def _look_who_answers(connection: _Connection) -> None:
+    """PostgreSQL knows its process by the number that the connection was told; a pooler tells a number of its own."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    connection.rollback()
+    connection.direct = row == (connection.info.backend_pid,)
 
 
 def _connection_options(url: str) -> dict[str, Any]:

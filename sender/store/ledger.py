@@ -7,9 +7,9 @@ import json
 from collections.abc import Collection, Sequence
 from datetime import date
 from typing import NamedTuple
-from uuid import UUID
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from sender.policy.outcomes import INTERNAL_ERROR, MAY_HAVE_BEEN_SENT
 from sender.policy.states import Outcome
@@ -166,9 +166,9 @@ def record(
     )
 
 
-def record_sent(transaction: Transaction, sent: Sequence[tuple[Claim, Sequence[int]]]) -> dict[UUID, int]:
-    """Write several fresh claims whose devices were all accepted at the first attempt, and end them. Returns what was
-    counted of each by its owner, without those that somebody else has or holds, of which nothing is written."""
+def record_sent(transaction: Transaction, sent: Sequence[tuple[Claim, Sequence[int]]]) -> psycopg.Cursor[TupleRow]:
+    """Write several fresh claims whose devices were all accepted at the first attempt, and end them. Gives the owner of
+    each and what was counted, without those that somebody else has or holds, of which nothing is written."""
     places = [(claim, device_id) for claim, device_ids in sent for device_id in device_ids]
     values = {
         "batches": [claim.batch_id for claim, _ in sent],
@@ -178,7 +178,7 @@ def record_sent(transaction: Transaction, sent: Sequence[tuple[Claim, Sequence[i
         "days": [claim.campaign.started_on for claim, _ in places],
         "ids": [device_id for _, device_id in places],
     }
-    return dict(transaction.execute(_SENT_TOGETHER, values).fetchall())
+    return transaction.execute(_SENT_TOGETHER, values)
 
 
 def write(

@@ -14,10 +14,11 @@ from kombu.asynchronous.hub import Hub
 from pydantic import SecretStr
 
 from config import consumer
-from config.celery import SENDING, make_app
-from config.transport import Channel, Transport
+from config.celery import make_app
+from config.transport import Channel, Transport, note_size
+from sender.policy.pace import SMALL, SMALL_TIMES
 from sender.settings import Settings
-from sender.stack.commands import Role
+from sender.stack.commands import SENDING, Role
 
 
 @pytest.fixture
@@ -118,6 +119,42 @@ def test_what_cannot_be_put_back_is_left_to_the_database_without_a_word_more(
     assert tried.call_count == 1
     assert "DUMP" not in capsys.readouterr().err
     assert broker.llen(settings.queue("campaign")) == 0
+
+
+def test_a_worker_takes_more_messages_at_a_time_while_their_batches_are_small_and_all_in_one_go(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_of(settings, "campaign")
+    queue = settings.queue("campaign")
+    with app.connection_for_read() as connection:
+        channel: Any = connection.channel()
+        channel.basic_qos(0, 2 * SMALL_TIMES, False)
+        for batch in range(20):
+            app.send_task("sender.send", kwargs={"batch": batch, "campaign": "hello"}, queue=queue)
+        taken: list[Any] = []
+        app.amqp.queues[queue](channel).consume(callback=taken.append)
+
+        def take() -> list[int]:
+            """What one wait for a message brings."""
+            before = len(taken)
+            connection.drain_events(timeout=5)
+            return [message.payload[1]["batch"] for message in taken[before:]]
+
+        note_size(SMALL + 1)
+        assert take() == [0, 1]
+        assert not channel.qos.can_consume()
+        note_size(SMALL)
+        assert take() == [2, 3, 4, 5, 6, 7]
+        assert not channel.qos.can_consume()
+        for message in taken[:3]:
+            message.ack()
+        assert take() == [8, 9, 10]
+        note_size(SMALL + 1)
+        for message in taken[3:10]:
+            message.ack()
+        assert take() == [11]
+        assert not channel.qos.can_consume()
+        channel.close()
 
 
 def test_events_of_tasks_are_published_together_and_the_last_ones_at_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,11 @@ def away(monkeypatch: pytest.MonkeyPatch, times: int | None) -> list[int]:
             raise psycopg.OperationalError("the connection is lost")
         return real(*arguments, **options)
 
+    def record_sent(*_: Any) -> None:
+        raise psycopg.OperationalError("the connection is lost")
+
     monkeypatch.setattr(recording, "record", record)
+    monkeypatch.setattr(recording.ledger, "record_sent", record_sent)  # together with others
     return tries
 
 
@@ -191,6 +195,7 @@ def test_an_outage_is_no_failure_of_the_batch(engine: Engine, monkeypatch: pytes
 
     (batch,) = engine.queue
     with monkeypatch.context() as patch:
+        patch.setattr(batches, "claim_together", lost)
         patch.setattr(batches, "targets", lost)
         with pytest.raises(psycopg.OperationalError):
             send_batch(engine.runtime, batch)

@@ -228,14 +228,15 @@ def test_a_worker_that_stood_still_right_after_its_claim_issues_nothing(
     engine.add_devices(3)
     engine.enqueue()
     engine.start()
-    real, asleep, load = time.clock_gettime, [0.0], batches.targets
+    real, asleep, claim = time.clock_gettime, [0.0], batches.claim_together
     monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + asleep[0])
 
     def stall(*args: Any) -> Any:
+        claimed = claim(*args)
         asleep[0] += 2 * engine.settings.lease
-        return load(*args)
+        return claimed
 
-    monkeypatch.setattr("sender.engine.claiming.batches.fresh_targets", stall)
+    monkeypatch.setattr("sender.engine.claiming.batches.claim_together", stall)
     engine.work()
     assert not engine.received
 

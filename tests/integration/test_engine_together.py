@@ -16,9 +16,10 @@ from sender.engine.delivery import send_batch
 from sender.engine.together import Together
 from sender.model import ACCEPTED, Push, Rejected
 from sender.policy.outcomes import INTERNAL_ERROR
+from sender.policy.pace import SMALL
 from sender.settings import Settings
 from sender.store import batches, ledger
-from sender.store.database import Database
+from sender.store.database import Database, Transaction
 from tests.integration.engine import Engine, engine_on
 
 SIZE = 6
@@ -180,6 +181,30 @@ def test_a_claim_that_was_lost_says_what_it_sent_and_its_neighbours_are_recorded
     assert engine.outcomes() == {"sent": SIZE}
 
 
+def test_however_many_large_batches_are_claimed_at_a_time_few_are_sent_at_a_time(engine: Engine) -> None:
+    most, size = engine.settings.worker_threads, SMALL + 1
+    sending, peak, go = set[int](), [0], threading.Event()
+    engine.add_devices((most + 2) * size)
+    engine.enqueue(batch_size=size)
+    engine.start()
+    real = engine.runtime.issue
+
+    def issue(credential: Any, pushes: Any, lease: Any) -> Any:
+        sending.add(lease.claim.batch_id)
+        peak[0] = max(peak[0], len(sending))
+        assert go.wait(20)
+        sending.discard(lease.claim.batch_id)
+        return real(credential, pushes, lease)
+
+    engine.runtime.issue = issue  # type: ignore[method-assign]
+    with ThreadPoolExecutor(max_workers=most + 2) as threads:
+        sent = [threads.submit(send_batch, engine.runtime, id) for id in engine.queue]
+        wait_until(lambda: engine.runtime.leases.held == most + 2 and len(sending) == most)
+        go.set()
+        assert [each.result(30) for each in sent] == [{"sent": size}] * (most + 2)
+    assert peak == [most]
+
+
 def test_what_is_not_plain_is_recorded_by_itself(
     engine: Engine, campaign: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +259,7 @@ def test_groups_of_two_processes_that_want_the_same_batches_share_them(database:
     def claim(order: Sequence[int]) -> set[int]:
         begin.wait(20)
         with database.transaction() as transaction:
-            return {claim.batch_id for claim in batches.claim_together(transaction, order) if claim is not None}
+            return {claim.batch_id for claim in batches.claim_together(transaction, order)[0] if claim is not None}
 
     with ThreadPoolExecutor(max_workers=2) as threads:
         mine, theirs = threads.map(claim, (ids, ids[::-1]))
@@ -243,3 +268,32 @@ def test_groups_of_two_processes_that_want_the_same_batches_share_them(database:
     assert engine.rows("SELECT count(*), max(epoch) FROM {s}.batches WHERE state = 'claimed'") == [
         (len(mine | theirs), 1)
     ]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_statements_travel_together_where_postgresql_itself_answers_and_one_by_one_through_a_pooler(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    if not direct:  # the number of its process is another one than the connection was told
+        monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", -1)
+    statuses: list[bool] = []
+    real = batches.claim_together
+
+    def claim_together(transaction: Transaction, ids: Sequence[int]) -> Any:
+        statuses.append(transaction.connection.info.pipeline_status == psycopg.pq.PipelineStatus.ON)
+        return real(transaction, ids)
+
+    monkeypatch.setattr(batches, "claim_together", claim_together)
+    engine.add_devices(3)
+    engine.enqueue(batch_size=1)
+    engine.run()
+    assert statuses == [direct] * 3
+    assert engine.outcomes() == {"sent": 3}
+
+
+def test_what_a_pipelined_transaction_did_before_an_error_is_rolled_back(database: Database) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero), database.transaction(pipelined=True) as transaction:
+        transaction.execute("INSERT INTO {s}.pulses (name) VALUES ('first')")
+        transaction.execute("SELECT 1 / 0")
+    with database.transaction() as transaction:
+        assert transaction.rows("SELECT FROM {s}.pulses") == []
