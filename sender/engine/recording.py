@@ -68,7 +68,8 @@ def _record_together(runtime: Runtime, some: Sequence[tuple[Claim, Results]]) ->
     with runtime.database.transaction(pipelined=True) as transaction:
         counting = ledger.record_sent(transaction, [(claim, results.sent) for claim, results in some])
         for claim, results in sorted(some, key=lambda each: each[0].campaign.id):
-            _believed(transaction, claim, results)
+            waited = _believed(transaction, claim, results).waited
+            devices.invalidate(transaction, waited, claim.campaign.id)
     counted: dict[UUID, int] = dict(counting.fetchall())
     return [{Outcome.SENT.value: counted[claim.owner]} if claim.owner in counted else None for claim, _ in some]
 

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from sender.client import Sender
 from sender.engine.delivery import send_batch
+from sender.engine.protection.guard import Believed
 from sender.engine.together import Together
 from sender.model import ACCEPTED, Push, Rejected
 from sender.policy.outcomes import INTERNAL_ERROR
@@ -20,7 +23,8 @@ from sender.policy.pace import SMALL
 from sender.settings import Settings
 from sender.store import batches, ledger
 from sender.store.database import Database, Transaction
-from tests.integration.engine import Engine, engine_on
+from sender.store.devices import Gone
+from tests.integration.engine import Engine, engine_on, token_of
 
 SIZE = 6
 
@@ -218,6 +222,26 @@ def test_what_is_not_plain_is_recorded_by_itself(
     results = send_together(engine, campaign, recorded=SIZE - 1)
     assert results == [{"retrying": 1}] + [{"sent": 1}] * (SIZE - 1)
     assert recorded == [SIZE - 1]
+
+
+def test_410s_that_waited_for_a_verdict_are_believed_when_a_group_brings_it(
+    engine: Engine, campaign: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = noted(monkeypatch, ledger, "record_sent")
+    waited = Gone(
+        device_id=1,
+        token=token_of(1),
+        environment="production",
+        registered_at=None,
+        timestamp=None,
+        loaded_at=datetime.now(UTC),
+        reason="Unregistered",
+        apns_id=uuid4(),
+    )
+    monkeypatch.setattr(engine.runtime.guard, "rule", lambda *_: Believed((), (waited,)))
+    send_together(engine, campaign)
+    assert recorded == [SIZE]
+    assert engine.states() == {"active": SIZE - 1, "invalid": 1}
 
 
 def test_what_is_sent_at_most_once_is_recorded_by_itself_and_its_intents_go(
