@@ -86,9 +86,7 @@ class Settings(BaseSettings):
     apns_connect_timeout: float = Field(10.0, gt=0)  # seconds for connect, proxy and TLS handshake together
 
     # Workers
-    worker_threads: int = Field(
-        4, ge=1, le=64
-    )  # batches in flight in one campaign worker; four times as many small ones
+    worker_threads: int = Field(4, ge=1, le=64)  # batches in flight in a campaign worker; four times as many small ones
     lease: float = Field(30.0, ge=3)  # seconds that a claim lives without a heartbeat
     stop_timeout: float = Field(20.0, gt=0)  # seconds that a stopping worker waits for answers
     backoff_scale: float = Field(1.0, gt=0, le=1)  # multiplies every back-off: rehearsals do not wait for hours

@@ -208,10 +208,11 @@ def test_a_statement_that_is_wrong_is_a_failure_of_the_batch(engine: Engine, mon
     engine.start()
     (batch,) = engine.queue
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "_FRESH_TARGETS", "SELECT no_such_column FROM {s}.devices")
+        for name in ("_FRESH_TARGETS", "_FRESH_TARGETS_TOGETHER"):
+            patch.setattr(batches, name, "SELECT no_such_column FROM {s}.devices")
         with capture_logs() as logs, pytest.raises(psycopg.errors.UndefinedColumn):
             send_batch(engine.runtime, batch)
-    assert [log["event"] for log in logs] == ["claim_broke"]
+    assert [log["event"] for log in logs] == ["group_broke", "claim_broke"]
     assert engine.rows("SELECT state, failures FROM {s}.batches") == [("open", 1)]
 
 

@@ -135,7 +135,7 @@ def test_more_threads_than_connections_send_a_campaign_once_to_every_device(boun
         engine.enqueue(delivery=delivery, batch_size=10)
         engine.start()
         with database.transaction() as transaction:
-            assert not getattr(transaction.connection, "direct")  # noqa: B009 (so that statements go one by one)
+            assert not getattr(transaction.connection, "direct")
         batches, engine.queue = engine.queue, []
         with ThreadPoolExecutor(2 * SERVER_CONNECTIONS) as threads:
             assert len(list(threads.map(partial(send_batch, engine.runtime), batches))) == len(batches) > 1
