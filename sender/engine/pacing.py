@@ -73,7 +73,7 @@ def take_grant(
             return Leave(pushes=wanted)
         pushes = grant_size(_tightest(now), wanted)
         asked = time.monotonic()
-        with database.transaction() as transaction:
+        with database.statements() as transaction:
             grant = limits.take(transaction, now, pushes, ahead=ahead, urgent=urgent)
         if not grant.granted and grant.delay > _patience(now, wanted, held, patience):
             longest = LONGEST_TURN if grant.passed else LONGEST_BACK_OFF

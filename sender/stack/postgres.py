@@ -53,6 +53,7 @@ OPTIONS = {
     "log_min_error_statement": "panic",  # nor statements
     "log_line_prefix": "%m [%p] ",
     "lc_messages": "C",
+    "idle_in_transaction_session_timeout": "60s",  # a worker that stands still gives up what it holds
     "timezone": "UTC",
     "log_timezone": "UTC",
 }

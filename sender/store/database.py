@@ -19,6 +19,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -152,19 +153,38 @@ class Database:
         Raises `DatabaseUnavailableError` when no connection can be had in time, `SchemaVersionError` when the schema is
         another version's; errors of statements stay psycopg's.
         """
+        with self._lend() as connection, connection:  # psycopg: commit or rollback; does not close pooled connections
+            if pipelined and connection.direct:
+                with connection.pipeline():
+                    yield self._checked_transaction(connection)
+                    connection.commit()
+            else:
+                yield self._checked_transaction(connection)
+
+    @contextmanager
+    def statements(self) -> Iterator[Transaction]:
+        """As `transaction`, but each statement is a transaction of its own, that is over when the server has done it:
+        a process that stands still in the middle holds nobody up, and no round trip is spent on the commit."""
+        with self._lend() as connection:
+            connection.autocommit = True
+            try:
+                yield self._checked_transaction(connection)
+            finally:
+                if connection.info.transaction_status is TransactionStatus.IDLE:
+                    connection.autocommit = False
+                else:  # interrupted: the pool opens another
+                    connection.close()
+
+    @contextmanager
+    def _lend(self) -> Iterator[_Connection]:
+        """A connection of the pool, until the end; with the errors that `transaction` names."""
         try:
             connection = self._connection()
         except (PoolTimeout, psycopg.OperationalError) as error:
             raise DatabaseUnavailableError(self._why_none(error)) from None
         pool = self._open_pool()
         try:
-            with connection:  # psycopg: commit or rollback; does not close pooled connections
-                if pipelined and connection.direct:
-                    with connection.pipeline():
-                        yield self._checked_transaction(connection)
-                        connection.commit()
-                else:
-                    yield self._checked_transaction(connection)
+            yield connection
         except psycopg.ProgrammingError as error:
             if is_of_statement(error):
                 self._check_again(connection)

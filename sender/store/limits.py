@@ -115,7 +115,8 @@ def take(
     ahead: float = GRANT_AHEAD,
     urgent: bool = False,
 ) -> Grant:
-    """Ask for leave to issue `pushes` pushes under all the limits together; see `sender.policy.pace.grant_size`.
+    """Ask for leave to issue `pushes` pushes under all the limits together; see `sender.policy.pace.grant_size`. Meant
+    for `Database.statements`: whoever holds a limit's row holds up everybody under it.
 
     `ahead`: seconds by which the start may lie ahead. An urgent one may be given a place further ahead in the limits
     that it shares with others, so that those who ask again and again do not overtake it.

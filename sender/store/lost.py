@@ -24,9 +24,11 @@ WITH published AS MATERIALIZED (
         p.at < now() - make_interval(secs => %(longest)s)
         OR p.at < t.latest - make_interval(secs => %(overtaken)s)
         OR p.at > now() + make_interval(secs => %(ahead)s))
+), free AS (  -- what somebody holds is being claimed: not lost, and not waited for
+    SELECT b.id FROM {s}.batches b JOIN lost USING (id)
+    WHERE b.state = 'open' AND b.published_at IS NOT NULL ORDER BY b.id FOR UPDATE OF b SKIP LOCKED
 )
-UPDATE {s}.batches b SET published_at = NULL
-FROM lost WHERE b.id = lost.id AND b.state = 'open' AND b.published_at IS NOT NULL
+UPDATE {s}.batches b SET published_at = NULL FROM free WHERE b.id = free.id
 RETURNING b.id
 """
 

@@ -31,6 +31,7 @@ WHERE usename = current_user AND pid <> pg_backend_pid() AND %s = ''
 _UNDER_WAY = """
 SELECT FROM pg_stat_activity
 WHERE application_name LIKE 'sender%%' AND pid <> pg_backend_pid() AND state = 'active'
+  AND wait_event IS DISTINCT FROM 'ClientRead'  -- what it got is done, and more was announced: a pipeline
   AND query_start < %s::timestamptz
 """
 _WAITING_FOR_LOCKS = """

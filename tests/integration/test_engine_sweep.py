@@ -165,6 +165,17 @@ def test_everything_is_published_again_when_no_message_waits(engine: Engine, thr
     assert sorted(sweep_with(engine, waiting=0)) == three
 
 
+def test_a_batch_that_somebody_holds_while_he_stands_still_is_not_lost_and_holds_nobody_up(
+    engine: Engine, three: list[int]
+) -> None:
+    for batch in three:
+        published_ago(engine, batch, 60)
+    with engine.database.transaction() as transaction:  # of a worker that was stopped in the middle of its claim
+        assert batches.claim(transaction, three[0]) is not None
+        assert sorted(sweep_with(engine, waiting=0)) == three[1:]
+    assert sweep_with(engine, waiting=50) == []
+
+
 # --- a clock that was set back ---------------------------------------------------------------------------------------
 
 

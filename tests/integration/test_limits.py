@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -59,6 +60,27 @@ def test_the_tightest_limit_decides_for_all(database: Database) -> None:
         assert not take(transaction, [slow, fast], 1).granted
     with database.transaction() as transaction:
         assert take(transaction, [fast], 1).granted
+
+
+def test_a_worker_that_stands_still_right_after_its_grant_holds_nobody_up(database: Database) -> None:
+    limits = [Limit(scope="app:1", rate=100.0)]
+    with database.statements() as mine:
+        assert take(mine, limits, 1).granted
+        with database.statements() as other:
+            assert take(other, limits, 1).granted
+    with database.transaction() as transaction:  # the connection is as it was
+        assert not transaction.connection.autocommit
+
+
+def test_an_interrupted_statement_leaves_no_connection_that_commits_by_itself(postgres_url: str) -> None:
+    database = Database(postgres_url, schema="public", pool_size=1, any_version=True)
+    with closing(database):
+        with pytest.raises(KeyboardInterrupt), database.statements() as statements:
+            statements.execute("BEGIN")
+            raise KeyboardInterrupt
+        with database.transaction() as transaction:
+            assert not transaction.connection.autocommit
+            assert transaction.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_unused_time_is_not_banked(database: Database) -> None:
