@@ -17,7 +17,7 @@ import pytest
 from sender.apns.health import Health
 from sender.client import Sender
 from sender.engine.delivery import send_batch
-from sender.engine.protection import window
+from sender.engine.protection import watching, window
 from sender.engine.protection.breaker import Breakers
 from sender.engine.runtime import Runtime
 from sender.model import ACCEPTED, Answer, Environment, NotProcessed, Push, Rejected, Unknown
@@ -797,3 +797,36 @@ def test_a_campaign_says_which_of_its_credentials_rests_and_why(engine: Engine) 
     assert found.until is not None
     assert found.until > datetime.now(UTC) + timedelta(minutes=9)
     assert "no route" in found.in_words()
+
+
+def test_what_a_process_missed_while_it_stood_still_says_nothing_of_apns(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(window, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watching, "lease_clock", lambda: now[0])
+    watcher = engine.runtime.watcher
+
+    class Closing(threading.Event):
+        """Time that passes in steps; of half a second when nobody was stopped."""
+
+        def __init__(self, *steps: tuple[float, int]) -> None:
+            super().__init__()
+            self.steps = list(steps)
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not self.steps:
+                return True
+            seconds, unanswered = self.steps.pop(0)
+            now[0] += seconds
+            counts["unanswered"] += unanswered
+            return False
+
+    counts: Counter[str] = Counter()
+    monkeypatch.setattr(watcher, "_busy", lambda: True)
+    monkeypatch.setattr(watcher, "_health", lambda: {PRODUCTION: replace(HEALTHY, counts=dict(counts))})
+    watcher.run(Closing((0.5, 0), (9.0, 300), (0.5, 300), (0.5, 0)))
+    assert state_of(engine).state is BreakerState.CLOSED
+    assert state_of(engine).pace is None
+    watcher.run(Closing((0.5, 0), (0.5, 0), (0.5, 300)))
+    assert state_of(engine).state is BreakerState.OPEN

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sender.engine.leases import lease_clock
 from sender.engine.mishaps import survived
 from sender.engine.protection.breaker import Breakers, log_opened
-from sender.engine.protection.window import INTERVAL, LINGER, Window
+from sender.engine.protection.window import INTERVAL, LINGER, STOOD_STILL, Window
 from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
 from sender.policy.breaker import Signal, Tally, Verdict
 from sender.store import breakers
@@ -86,13 +87,24 @@ class Watcher:
 
     def run(self, closing: threading.Event) -> None:
         """Look again and again until `closing` is set."""
-        while not closing.wait(INTERVAL):
+        while not self._wait(closing):
             if self._busy():
                 self._quiet_after = time.monotonic() + LINGER
             elif time.monotonic() > self._quiet_after:
                 continue
             with survived("watching"):
                 self.look()
+
+    def _wait(self, closing: threading.Event) -> bool:
+        """Wait for the next look; whether it is closing time."""
+        since = lease_clock()
+        closed = closing.wait(INTERVAL)
+        late = lease_clock() - since - INTERVAL
+        if late > STOOD_STILL:
+            log.warning("process_stood_still", seconds=round(late, 1))
+            for window in self._windows.values():
+                window.excuse()
+        return closed
 
     def look(self) -> None:
         """One look: count, judge, act, and read what the others did."""

@@ -23,6 +23,10 @@ WINDOW = 10.0
 #: Seconds after its last claim for which a process goes on watching.
 LINGER = 10.0
 
+#: Seconds by which a look is late when the process itself stood still (stopped, suspended, starved of time); and for
+#: how many after that what it missed says nothing of APNs.
+STOOD_STILL, EXCUSED = 2.0, 2.0
+
 #: Seconds for which it is remembered how fast a credential went before its trouble.
 REMEMBERED = 120.0
 
@@ -36,6 +40,7 @@ class Window:
         self._last = time.monotonic()
         self._best = (0.0, 0.0)  # (at, pushes a second)
         self._closed_at = self._deadlines_from = -math.inf  # of the last rest: its end, and of what was sent before it
+        self._excused_until = -math.inf  # until then what this process missed by itself comes to light
         self._connected_at = -math.inf  # when there was a connection last
         self._pace: float | None = None  # at the last look
         self._silence: tuple[int, float] | None = None  # deadlines since anything was answered, and when the first was
@@ -50,6 +55,8 @@ class Window:
         seen = noted if health is None else merged(noted, health, self._before)
         if now < self._deadlines_from:
             seen = replace(seen, unanswered=0)
+        if now < self._excused_until:
+            seen = replace(seen, unanswered=0, lost=0)
         seen = self._hear(seen, now)
         if health is not None and health.connections:
             self._connected_at = now
@@ -118,6 +125,10 @@ class Window:
     def busy(self) -> bool:
         """Whether anything was answered at the last look."""
         return bool(self._ticks) and self._ticks[-1][2].answered > 0
+
+    def excuse(self) -> None:
+        """This process stood still: deadlines passed and connections ended without APNs having to do with it."""
+        self._excused_until = time.monotonic() + EXCUSED
 
     def reset(self) -> None:
         """Begin anew."""
