@@ -51,6 +51,7 @@ class Deadlines:
     """
 
     GRAIN = 0.05
+    LOOK = 0.25  # seconds between two calls of the timer, which is late whenever the process stood still
     LATE = 0.1  # seconds by which a timer may be late on a busy machine
     GRACE = 0.5
 
@@ -67,6 +68,7 @@ class Deadlines:
         self._buckets: dict[int, dict[Batch, None]] = {}
         self._order: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0  # when it should be called
 
     def add(self, batch: Batch) -> None:
         """Have `expire` called with the batch at its deadline, or up to 50 ms after it."""
@@ -94,11 +96,12 @@ class Deadlines:
     def _schedule(self) -> None:
         self.close()
         if self._order:
-            self._timer = self._loop.call_at(self._order[0] * self.GRAIN, self._fire)
+            self._at = min(self._order[0] * self.GRAIN, self._loop.time() + self.LOOK)
+            self._timer = self._loop.call_at(self._at, self._fire)
 
     def _fire(self) -> None:
         now = self._loop.time()
-        late = now - self._order[0] * self.GRAIN > self.LATE if self._order else False
+        late = now - self._at > self.LATE
         due: list[Batch] = []
         while self._order and self._order[0] * self.GRAIN <= now + 1e-3:
             due += self._buckets.pop(heapq.heappop(self._order))

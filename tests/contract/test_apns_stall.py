@@ -24,7 +24,7 @@ def apart() -> Iterator[SimulatorProcess]:
         yield running
 
 
-def stall(bench: Bench, count: int) -> Counter[type]:
+def stall(bench: Bench, count: int, still: float = STILL) -> Counter[type]:
     """What becomes of pushes that are in flight, or wait behind those, when the process stands still."""
 
     async def test() -> Counter[type]:
@@ -32,18 +32,19 @@ def stall(bench: Bench, count: int) -> Counter[type]:
         await client.send(pushes(50), timeout=10)  # the connection has its streams
         waiting = client.send(pushes(count), timeout=DEADLINE)
         await asyncio.sleep(0.01)  # some are written
-        time.sleep(STILL)  # the event loop stands, as everything in the process does
+        time.sleep(still)  # the event loop stands, as everything in the process does
         return Counter(map(type, await waiting))
 
     return bench.run(test)
 
 
+@pytest.mark.parametrize("still", [STILL, DEADLINE + 0.05])  # or until a moment after the deadlines
 @pytest.mark.parametrize("count", [300, 900, 2_000])
 def test_what_apns_took_before_the_process_stood_still_is_accepted_and_nothing_is_written_after_it(
-    bench: Bench, apart: SimulatorProcess, count: int
+    bench: Bench, apart: SimulatorProcess, count: int, still: float
 ) -> None:
     apart.control.reset()
-    answers = stall(bench.at(apart), count)
+    answers = stall(bench.at(apart), count, still)
     taken = apart.control.counters().delivered - 50
     assert taken > 0
     assert answers == +Counter({Accepted: taken, NotProcessed: count - taken})

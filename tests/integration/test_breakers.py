@@ -825,7 +825,7 @@ def test_what_a_process_missed_while_it_stood_still_says_nothing_of_apns(
     counts: Counter[str] = Counter()
     monkeypatch.setattr(watcher, "_busy", lambda: True)
     monkeypatch.setattr(watcher, "_health", lambda: {PRODUCTION: replace(HEALTHY, counts=dict(counts))})
-    watcher.run(Closing((0.5, 0), (9.0, 300), (0.5, 300), (0.5, 0)))
+    watcher.run(Closing((9.0, 300), (0.5, 300), (0.5, 0), (9.0, 300), (0.5, 300), (0.5, 0)))
     assert state_of(engine).state is BreakerState.CLOSED
     assert state_of(engine).pace is None
     watcher.run(Closing((0.5, 0), (0.5, 0), (0.5, 300)))

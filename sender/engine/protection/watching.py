@@ -15,7 +15,7 @@ import structlog
 from sender.engine.leases import lease_clock
 from sender.engine.mishaps import survived
 from sender.engine.protection.breaker import Breakers, log_opened
-from sender.engine.protection.window import INTERVAL, LINGER, STOOD_STILL, Window
+from sender.engine.protection.window import EXCUSED, INTERVAL, LINGER, STOOD_STILL, Window
 from sender.model import ACCEPTED, Answer, NotProcessed, Rejected, Unknown
 from sender.policy.breaker import Signal, Tally, Verdict
 from sender.store import breakers
@@ -56,6 +56,7 @@ class Watcher:
         self._windows: dict[str, Window] = {}
         self._said: dict[str, float] = {}
         self._quiet_after = 0.0
+        self._excused_until = 0.0  # until then what this process missed by itself comes to light (lease clock)
 
     def note(self, identities: Mapping[str, str], targets: Sequence[Target], answers: Sequence[Answer | None]) -> None:
         """Count the answers of a batch; `identities`: of its credentials, by environment.
@@ -102,8 +103,7 @@ class Watcher:
         late = lease_clock() - since - INTERVAL
         if late > STOOD_STILL:
             log.warning("process_stood_still", seconds=round(late, 1))
-            for window in self._windows.values():
-                window.excuse()
+            self._excused_until = lease_clock() + EXCUSED
         return closed
 
     def look(self) -> None:
@@ -114,8 +114,10 @@ class Watcher:
         identities = sorted({*health, *noted, *self._windows})
         if not identities:
             return
+        excused = lease_clock() < self._excused_until
         for identity in identities:
-            self._windows.setdefault(identity, Window()).add(health.get(identity), noted.get(identity, Tally()))
+            window = self._windows.setdefault(identity, Window())
+            window.add(health.get(identity), noted.get(identity, Tally()), excused=excused)
         with self._database.transaction() as transaction:
             known = self._breakers.read(transaction, identities)
         for identity in self._breakers.closed_again():

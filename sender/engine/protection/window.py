@@ -40,14 +40,16 @@ class Window:
         self._last = time.monotonic()
         self._best = (0.0, 0.0)  # (at, pushes a second)
         self._closed_at = self._deadlines_from = -math.inf  # of the last rest: its end, and of what was sent before it
-        self._excused_until = -math.inf  # until then what this process missed by itself comes to light
         self._connected_at = -math.inf  # when there was a connection last
         self._pace: float | None = None  # at the last look
         self._silence: tuple[int, float] | None = None  # deadlines since anything was answered, and when the first was
         self.alone = False  # this process cannot connect, and others are answered
 
-    def add(self, health: Health | None, noted: Tally) -> Tally:
-        """Take in what happened since the last look; returns it. What happened while nobody looked is no news."""
+    def add(self, health: Health | None, noted: Tally, *, excused: bool = False) -> Tally:
+        """Take in what happened since the last look; returns it. What happened while nobody looked is no news.
+
+        `excused`: this process stood still; deadlines passed and connections ended without APNs having to do with it.
+        """
         now = time.monotonic()
         if now - self._last > LINGER:
             self.reset()
@@ -55,7 +57,7 @@ class Window:
         seen = noted if health is None else merged(noted, health, self._before)
         if now < self._deadlines_from:
             seen = replace(seen, unanswered=0)
-        if now < self._excused_until:
+        if excused:
             seen = replace(seen, unanswered=0, lost=0)
         seen = self._hear(seen, now)
         if health is not None and health.connections:
@@ -125,10 +127,6 @@ class Window:
     def busy(self) -> bool:
         """Whether anything was answered at the last look."""
         return bool(self._ticks) and self._ticks[-1][2].answered > 0
-
-    def excuse(self) -> None:
-        """This process stood still: deadlines passed and connections ended without APNs having to do with it."""
-        self._excused_until = time.monotonic() + EXCUSED
 
     def reset(self) -> None:
         """Begin anew."""
